@@ -1,8 +1,11 @@
 package lease
 
 import (
+	"fmt"
 	"log/slog"
 	"time"
+
+	"github.com/leasehold/leasehold/backend"
 )
 
 // DefaultDuration is how long one renewal lasts unless WithDuration says
@@ -81,3 +84,43 @@ func WithObserver(f func(Event)) Option {
 
 // WithClock sets the clock. The default is SystemClock.
 func WithClock(c Clock) Option { return func(o *options) { o.clock = c } }
+
+// check completes the options and says what is wrong with them.
+func (o *options) check(name string, traits backend.Traits) error {
+	invalid := func(format string, args ...any) error {
+		return fmt.Errorf("%w: lease %q: "+format, append([]any{backend.ErrInvalid, name}, args...)...)
+	}
+	if o.clock == nil {
+		return invalid("the clock is nil")
+	}
+	claim := backend.Claim{Name: name, Holder: string(o.holder), Duration: o.duration, Metadata: o.metadata}
+	if _, err := backend.CheckClaim(claim, traits); err != nil {
+		return err
+	}
+	if !o.graceSet {
+		o.grace = o.duration / 20
+	}
+	if !o.intervalSet {
+		o.interval = o.duration / 3
+	}
+	usable := deadlineOf(0, o.duration) - o.grace
+	switch {
+	case o.grace < 0:
+		return invalid("the grace is %v, it must not be negative", o.grace)
+	case usable <= 0 && !o.graceSet:
+		return invalid("the duration %v is too short to be sure of: 5ms is the least, seconds are usual", o.duration)
+	case usable <= 0:
+		return invalid("the grace %v leaves nothing of the duration %v", o.grace, o.duration)
+	case o.maxHoldSet && o.maxHold <= 0:
+		return invalid("the longest hold is %v, it must be positive", o.maxHold)
+	case o.noRenewal && o.intervalSet:
+		return invalid("a renew interval is set and renewal is switched off")
+	case o.noRenewal && o.service != nil:
+		return invalid("a renewal service is set and renewal is switched off")
+	case o.intervalSet && o.interval <= 0:
+		return invalid("the renew interval is %v, it must be positive", o.interval)
+	case !o.noRenewal && o.interval >= usable:
+		return invalid("the renew interval %v must be below %v: the duration %v less the grace %v and the margin for clocks", o.interval, usable, o.duration, o.grace)
+	}
+	return nil
+}
