@@ -46,9 +46,10 @@ func systemClock() Clock {
 
 type runtimeClock struct{}
 
-// started lies in the past of every Now, so that instants are positive.
-var started = time.Now().Add(-1)
+var started = time.Now()
 
-func (runtimeClock) Now() time.Duration { return time.Since(started) }
+// Now counts from a century before the process started: the clock of a synctest
+// bubble begins in the year 2000, and instants are to be positive there too.
+func (runtimeClock) Now() time.Duration { return 100*365*24*time.Hour + time.Since(started) }
 
 func (runtimeClock) AfterFunc(d time.Duration, f func()) Timer { return time.AfterFunc(d, f) }

@@ -327,6 +327,7 @@ func (r *rules) releaseReply(s *state, a *actions, e event, now time.Duration) {
 	case s.op.tooLate:
 		r.finish(s, a, s.op.err)
 	case e.err == nil:
+		a.about = s.tenure
 		s.tenure = backend.Record{}
 		r.finish(s, a, nil)
 	case errors.Is(e.err, backend.ErrLost), errors.Is(e.err, backend.ErrNotFound):

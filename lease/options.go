@@ -107,7 +107,7 @@ func (o *options) check(name string, traits backend.Traits) error {
 	switch {
 	case o.grace < 0:
 		return invalid("the grace is %v, it must not be negative", o.grace)
-	case usable <= 0 && !o.graceSet:
+	case usable <= o.interval && !o.graceSet && !o.intervalSet:
 		return invalid("the duration %v is too short to be sure of: 5ms is the least, seconds are usual", o.duration)
 	case usable <= 0:
 		return invalid("the grace %v leaves nothing of the duration %v", o.grace, o.duration)

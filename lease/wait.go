@@ -125,10 +125,10 @@ func (w *waiter) wait(ctx context.Context) error {
 	watchCtx, stop := context.WithCancel(ctx)
 	news := make(chan news, 1)
 	done := make(chan struct{})
-	go func() {
+	go func(last error) {
 		defer close(done)
-		w.watch(watchCtx, news)
-	}()
+		w.watch(watchCtx, news, last)
+	}(w.last)
 	defer func() {
 		stop()
 		<-done
@@ -220,11 +220,12 @@ type news struct {
 }
 
 // watch keeps the newest state in ch, which has room for one, until ctx ends.
-func (w *waiter) watch(ctx context.Context, ch chan news) {
+// last is the refusal that observers have been told of already.
+func (w *waiter) watch(ctx context.Context, ch chan news, last error) {
 	l := w.l
 	var blocked backend.Record // whom observers know to be in the way
 	var held *backend.HeldError
-	if errors.As(w.last, &held) {
+	if errors.As(last, &held) {
 		blocked = held.Record
 	}
 	for rec, err := range l.Observe(ctx) {
