@@ -106,13 +106,17 @@ func BenchmarkHandOver(b *testing.B) {
 	b.ReportMetric(float64(took[len(took)*99/100].Nanoseconds()), "p99-ns")
 }
 
-var holdFor = flag.Duration("hold", 20*time.Second, "how long BenchmarkManyLeases holds them")
+var (
+	holdFor  = flag.Duration("hold", 20*time.Second, "how long BenchmarkManyLeases holds them")
+	howMany  = flag.Int("leases", 100_000, "how many BenchmarkManyLeases holds")
+	sampling = 100 * time.Millisecond
+)
 
-// BenchmarkManyLeases holds 100,000 leases of 15 s in one process and reports
-// what each costs. It runs once, for -hold.
+// BenchmarkManyLeases holds leases of 15 s in one process and reports what each
+// costs. Run it with -benchtime 1x.
 func BenchmarkManyLeases(b *testing.B) {
 	for b.Loop() {
-		const n = 100_000
+		n := *howMany
 		var before, after runtime.MemStats
 		runtime.GC()
 		runtime.ReadMemStats(&before)
@@ -123,7 +127,7 @@ func BenchmarkManyLeases(b *testing.B) {
 		runtime.ReadMemStats(&after)
 		cpu, start, most := cpuTime(), time.Now(), 0
 		for time.Since(start) < *holdFor {
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(sampling)
 			most = max(most, runtime.NumGoroutine())
 		}
 		used := float64(cpuTime()-cpu) / float64(time.Since(start))
@@ -133,7 +137,7 @@ func BenchmarkManyLeases(b *testing.B) {
 			}
 			l.Close()
 		}
-		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/n, "bytes/lease")
+		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/float64(n), "bytes/lease")
 		b.ReportMetric(used, "cores")
 		b.ReportMetric(float64(most), "goroutines")
 		b.ReportMetric(float64(lost), "lost")

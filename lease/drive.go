@@ -254,8 +254,8 @@ func (l *Lease) queue(e Event) {
 // without a lock, so that observers may call the Lease.
 func (l *Lease) tell() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	if l.telling {
+		l.mu.Unlock()
 		return
 	}
 	l.telling = true
@@ -272,6 +272,7 @@ func (l *Lease) tell() {
 		l.mu.Lock()
 	}
 	l.telling = false
+	l.mu.Unlock()
 }
 
 func (l *Lease) logEvent(e Event) {

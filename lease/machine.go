@@ -264,19 +264,16 @@ func (r *rules) refused(s *state, a *actions, rec backend.Record, err error, now
 	}
 }
 
-// readBack looks at what an unknown acquire left. Only a record with our
-// attempt means anything: it is claimed anew, since nobody knows when the grant
-// that it shows was made. Absence proves nothing, the write may land later.
+// readBack looks at what an unknown acquire left. A record with our attempt is
+// claimed anew, since nobody knows when the grant that it shows was made; any
+// other stands in the way like one met by an acquire. Absence proves nothing,
+// the write may land later.
 func (r *rules) readBack(s *state, a *actions, rec backend.Record, now time.Duration) {
-	switch {
-	case rec.Vacant(), rec.Expired:
+	if rec.Vacant() || rec.Expired {
 		r.finish(s, a, s.op.err)
-	case r.ownAttempt(rec) && s.op.calls < maxCalls:
-		r.send(s, a, verbAcquire, backend.Record{}, rec.Revision, now)
-	default:
-		s.sight(r, rec, now)
-		r.finish(s, a, &backend.HeldError{Record: rec})
+		return
 	}
+	r.refused(s, a, rec, &backend.HeldError{Record: rec}, now)
 }
 
 func (r *rules) renewReply(s *state, a *actions, e event, now time.Duration) {

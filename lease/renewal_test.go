@@ -99,6 +99,26 @@ func TestCancelledScheduleDoesNotFire(t *testing.T) {
 			t.Errorf("%d renewals after Cancel", n)
 		}
 
+		// Nor does one that was in flight when it was cancelled come again.
+		var cancelled, late atomic.Int32
+		f = faults()
+		two := many(t, f.Store(), svc, 2, lease.WithClock(lease.RuntimeClock), lease.WithObserver(func(e lease.Event) {
+			if cancelled.Load() == 1 && e.Name == "lease-0" && (e.Kind == lease.EventRenewed || e.Kind == lease.EventRenewFailed) {
+				late.Add(1)
+			}
+		}))
+		f.Every(conformance.Hang(), conformance.VerbRenew)
+		for f.Calls(conformance.VerbRenew) < 2 {
+			time.Sleep(time.Second)
+		}
+		svc.Cancel(two[0].ScheduleID())
+		cancelled.Store(1)
+		f.Heal()
+		<-two[0].Context().Done()
+		if n := late.Load(); n > 1 || !two[1].Held() {
+			t.Errorf("%d renewals ended after the schedule was cancelled, only one was in flight", n)
+		}
+
 		many(t, memory.New(), svc, 3, lease.WithClock(lease.RuntimeClock))
 		if got := svc.CancelAll(); len(got) != 3 {
 			t.Errorf("CancelAll tells of %v", got)
