@@ -119,6 +119,7 @@ func TestCancelledScheduleDoesNotFire(t *testing.T) {
 			t.Errorf("%d renewals ended after the schedule was cancelled, only one was in flight", n)
 		}
 
+		svc = lease.NewRenewalService(lease.RuntimeClock)
 		many(t, memory.New(), svc, 3, lease.WithClock(lease.RuntimeClock))
 		if got := svc.CancelAll(); len(got) != 3 {
 			t.Errorf("CancelAll tells of %v", got)
