@@ -1,0 +1,168 @@
+package procs
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/leasehold/leasehold/internal/boottime"
+)
+
+// Machine names the world in which a process number has a meaning: this boot of
+// this machine with its clock, and this PID namespace. The host name is in it
+// because machines restored from one snapshot share everything else.
+func Machine() (string, error) {
+	boot, err := boottime.ID()
+	if err != nil {
+		return "", err
+	}
+	ns, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return "", err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return "", err
+	}
+	return boot + ns + host, nil
+}
+
+// Find identifies a process that is running now.
+func Find(pid int) (ID, error) {
+	st, err := system.stat(strconv.Itoa(pid))
+	if err != nil {
+		return ID{}, err
+	}
+	return ID{pid, st.start}, nil
+}
+
+// Gone reports whether the process is gone for certain.
+func (id ID) Gone() bool { return system.gone(id) }
+
+// GroupGone reports whether the process group that leader founded has no living
+// member for certain, whoever leads it now.
+func GroupGone(leader ID) bool { return system.groupGone(leader) }
+
+// Members returns the living processes of a group.
+func Members(group int) ([]int, error) {
+	alive, _, err := system.members(group)
+	return alive, err
+}
+
+// table is the process table as this process may see it. kill(2) answers first:
+// /proc may hide the processes of other users (hidepid) or be another
+// namespace's. /proc only adds what kill cannot tell: reuse, and zombies.
+type table struct {
+	probe func(pid int) error // kill(pid, 0)
+	proc  string
+}
+
+var system = table{
+	probe: func(pid int) error { return syscall.Kill(pid, 0) },
+	proc:  "/proc",
+}
+
+func (t table) gone(id ID) bool {
+	if t.probe(id.PID) == syscall.ESRCH {
+		return true
+	}
+	st, err := t.stat(strconv.Itoa(id.PID))
+	if err != nil {
+		return false
+	}
+	return st.start != id.Start || st.dead()
+}
+
+func (t table) groupGone(leader ID) bool {
+	if t.probe(-leader.PID) == syscall.ESRCH {
+		return true
+	}
+	// A number is not given out again while a group goes by it.
+	if st, err := t.stat(strconv.Itoa(leader.PID)); err == nil && st.start != leader.Start {
+		return true
+	}
+	// Only zombies may be left, which stay for as long as their parent likes.
+	// Looking twice, because while we look a process may fork and exit.
+	for range 2 {
+		alive, zombies, err := t.members(leader.PID)
+		if err != nil || len(alive) > 0 || len(zombies) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// members returns who is in the group. It is an error if /proc may not show
+// all of them.
+func (t table) members(group int) (alive, zombies []int, err error) {
+	mounts, err := os.ReadFile(filepath.Join(t.proc, "self/mountinfo"))
+	if err != nil {
+		return nil, nil, err
+	}
+	if strings.Contains(string(mounts), "hidepid=") {
+		return nil, nil, errors.New("the processes of other users are hidden (hidepid)")
+	}
+	dir, err := os.Open(t.proc)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		switch st, err := t.stat(name); {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ESRCH): // it just went
+		case err != nil:
+			return nil, nil, err
+		case st.group != group:
+		case st.dead():
+			zombies = append(zombies, pid)
+		default:
+			alive = append(alive, pid)
+		}
+	}
+	return alive, zombies, nil
+}
+
+// stat is what /proc/PID/stat tells that matters here; see proc_pid_stat(5).
+type stat struct {
+	state   byte
+	group   int
+	threads int
+	start   uint64
+}
+
+// dead reports whether the process is a zombie. One whose first thread has
+// ended while others run looks like one, but for their number.
+func (s stat) dead() bool { return (s.state == 'Z' || s.state == 'X') && s.threads <= 1 }
+
+func (t table) stat(pid string) (stat, error) {
+	text, err := os.ReadFile(filepath.Join(t.proc, pid, "stat"))
+	if err != nil {
+		return stat{}, err
+	}
+	// The second field is the program's name in parentheses, which may itself
+	// hold spaces and parentheses.
+	s := string(text)
+	f := strings.Fields(s[strings.LastIndexByte(s, ')')+1:])
+	if len(f) < 20 {
+		return stat{}, fmt.Errorf("%s/%s/stat cannot be read", t.proc, pid)
+	}
+	st := stat{state: f[0][0]}
+	var errs [3]error
+	st.group, errs[0] = strconv.Atoi(f[2])
+	st.threads, errs[1] = strconv.Atoi(f[17])
+	st.start, errs[2] = strconv.ParseUint(f[19], 10, 64)
+	return st, errors.Join(errs[:]...)
+}

@@ -1,0 +1,43 @@
+package supervise
+
+import (
+	"os"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/leasehold/leasehold/cmd/leasehold/internal/procs"
+)
+
+// machineTime is an instant of boottime as another process of this
+// machine understands it: on Linux as it is, time since boot.
+func machineTime(t time.Duration) int64 { return int64(t) }
+
+// ownTime turns it back.
+func ownTime(t int64) time.Duration { return time.Duration(t) }
+
+// commandAttr: the command dies with the watchdog, even of SIGKILL.
+func commandAttr() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+}
+
+// rename keeps the watchdog alive when somebody kills everything by the name of
+// leasehold.
+func rename() {
+	name := []byte("lease-watchdog\x00")
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
+}
+
+// adoptOrphans makes this process the parent of the command's descendants that
+// lose theirs, so that their end is known here and none stays a zombie.
+func adoptOrphans() {
+	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+}
+
+// aloneInGroup reports whether nobody else is in this process's group.
+func aloneInGroup() bool {
+	members, err := procs.Members(os.Getpid())
+	return err == nil && len(members) <= 1
+}

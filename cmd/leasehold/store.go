@@ -1,0 +1,145 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/cmd/leasehold/internal/departed"
+
+	// The stores that --store can name.
+	_ "github.com/leasehold/leasehold/backend/file"
+	_ "github.com/leasehold/leasehold/backend/memory"
+)
+
+const envStore = "LEASEHOLD_STORE"
+
+func storeExamples() []string {
+	examples := map[string]string{
+		"file":       "file:///var/lib/leases",
+		"kubernetes": "kubernetes://namespace",
+		"etcd":       "etcd://host:2379",
+		"redis":      "redis://host:6379",
+	}
+	var known []string
+	for _, scheme := range backend.Schemes() {
+		if e, ok := examples[scheme]; ok {
+			known = append(known, e)
+		}
+	}
+	return known
+}
+
+// url returns the URL of the store to use.
+func (o *options) url() (string, error) {
+	if s := cmp.Or(o.store, os.Getenv(envStore)); s != "" {
+		return s, nil
+	}
+	state := os.Getenv("XDG_STATE_HOME")
+	if !filepath.IsAbs(state) { // as the specification asks for
+		home, err := os.UserHomeDir()
+		if err != nil || !filepath.IsAbs(home) {
+			return "", &exitError{exitUnavailable, fmt.Errorf("no store is named, and there is no home folder for the default one: use --store or %s", envStore)}
+		}
+		state = filepath.Join(home, ".local", "state")
+	}
+	dir := filepath.Join(state, "leasehold", "leases")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", &exitError{exitUnavailable, fmt.Errorf("the default store cannot be made: %w; use --store or %s", err, envStore)}
+	}
+	return (&url.URL{Scheme: "file", Path: filepath.ToSlash(dir)}).String(), nil
+}
+
+// open opens the store, with the process check unless that is switched off. The
+// caller closes it.
+func (o *options) open(ctx context.Context) (backend.Store, error) {
+	u, err := o.url()
+	if err != nil {
+		return nil, err
+	}
+	store, err := backend.Open(ctx, u)
+	if err != nil {
+		if errors.Is(err, backend.ErrInvalid) {
+			return nil, failure(err)
+		}
+		return nil, &exitError{exitUnavailable, fmt.Errorf("the store cannot be opened: %w", err)}
+	}
+	if o.noProcessCheck {
+		return store, nil
+	}
+	return departed.Wrap(store), nil
+}
+
+// with opens the store for f and closes it afterwards. The context ends with a
+// signal.
+func (o *options) with(cmd *cobra.Command, f func(ctx context.Context, store backend.Store) error) error {
+	ctx, cancel := interruptible(cmd.Context())
+	defer cancel()
+	store, err := o.open(ctx)
+	if err != nil {
+		return failure(cause(ctx, err))
+	}
+	defer store.Close()
+	return failure(cause(ctx, f(ctx, store)))
+}
+
+// publicURL returns the URL without what might let its reader in.
+func publicURL(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return ""
+	}
+	u.User = nil
+	if i := strings.LastIndexByte(u.Opaque, '@'); i >= 0 {
+		u.Opaque = u.Opaque[i+1:]
+	}
+	u.Fragment, u.RawFragment = "", ""
+	query := u.Query()
+	for key := range query {
+		if secret(key) {
+			query.Del(key)
+		}
+	}
+	u.RawQuery = query.Encode()
+	return u.String()
+}
+
+func secret(key string) bool {
+	key = strings.ToLower(key)
+	for _, part := range []string{"user", "pass", "pwd", "secret", "token", "key", "auth", "cred", "sign"} {
+		if strings.Contains(key, part) {
+			return true
+		}
+	}
+	return false
+}
+
+// completeNames offers the names of leases to the shell.
+func (o *options) completeNames(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Second)
+	defer cancel()
+	store, err := o.open(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer store.Close()
+	var names []string
+	for rec := range backend.List(ctx, store, prefix) {
+		if rec.Name != "" {
+			names = append(names, rec.Name)
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
