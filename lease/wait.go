@@ -22,10 +22,13 @@ import (
 // it wraps the cause and names who held the lease last.
 func (l *Lease) Await(ctx context.Context) error {
 	err := l.operate(ctx, opTake)
-	if err == nil || hopeless(err) || ctx.Err() != nil {
+	if err == nil || hopeless(err) {
 		return l.acquisitionError("await", err)
 	}
 	w := waiter{l: l, last: err}
+	if ctx.Err() != nil {
+		return l.acquisitionError("await", w.gaveUp(ctx))
+	}
 	return l.acquisitionError("await", w.wait(ctx))
 }
 
@@ -210,6 +213,9 @@ func (w *waiter) pause(free, blind bool) time.Duration {
 }
 
 func (w *waiter) gaveUp(ctx context.Context) error {
+	if errors.Is(w.last, context.Cause(ctx)) { // there was no other reason
+		return fmt.Errorf("gave up waiting: %w", w.last)
+	}
 	return fmt.Errorf("gave up waiting: %w; last: %w", context.Cause(ctx), w.last)
 }
 

@@ -43,8 +43,9 @@
 //
 // A record of another boot (or of another time namespace of this one, whose
 // instants mean nothing here) tells nothing about the present. It is Expired once
-// this Store has itself seen it unchanged for its duration, from the first Get,
-// Acquire, List or Watch that came across it. A seal stays.
+// it has been seen unchanged for its duration: by this Store, from the first Get,
+// Acquire, List or Watch that came across it, or by any process of this boot,
+// from the first Acquire that was refused because of it. A seal stays.
 //
 // # Limits
 //
@@ -71,6 +72,7 @@
 //	.leasehold/2a.lock       one of 64 locks, each for the names of one hash; never deleted
 //	.leasehold/2a.tmp        a record being written under that lock, or left by a
 //	                         killed process for the next writer to replace
+//	.leasehold/2a.seen       since when records of another boot have been waited for
 //
 // Records are JSON, for people to read; other files are ignored. Deleting a
 // record by hand ends the lease without its holder's knowledge until it renews.

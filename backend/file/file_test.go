@@ -908,3 +908,57 @@ func TestClosedAndEnded(t *testing.T) {
 		wantErr(t, "Watch", err, backend.ErrInvalid, "closed")
 	}
 }
+
+// Commands that cron starts, one after the other, each of which asks once: the
+// wait for a record of another boot must not begin anew with each.
+func TestRefusalByARecordOfAnotherBootIsNoted(t *testing.T) {
+	dir := folder(t)
+	clock := &fakeClock{now: time.Hour}
+	before := client(t, dir, rebooted("before", &fakeClock{now: 100 * time.Hour}))
+	rec := acquire(t, before, claim("a", "x"))
+	once := func() error {
+		_, err := client(t, dir, rebooted("after", clock)).Acquire(t.Context(), claim("a", "y"))
+		return err
+	}
+	wantErr(t, "the first", once(), backend.ErrHeld)
+	clock.advance(9 * time.Second)
+	wantErr(t, "after 9 s", once(), backend.ErrHeld)
+	// It lives after all, in another time namespace: the wait begins anew.
+	if _, err := before.Renew(t.Context(), rec); err != nil {
+		t.Fatal(err)
+	}
+	clock.advance(2 * time.Second)
+	wantErr(t, "2 s after it was renewed", once(), backend.ErrHeld)
+	clock.advance(10*time.Second - 1)
+	wantErr(t, "1 ns before it is over", once(), backend.ErrHeld)
+	if got := get(t, client(t, dir, rebooted("third", clock)), "a"); got.Expired {
+		t.Errorf("another boot believes the note: %+v", got)
+	}
+	clock.advance(1)
+	if err := once(); err != nil {
+		t.Errorf("after its duration: %v", err)
+	}
+	if _, err := os.Stat(before.notesPath("a")); !os.IsNotExist(err) {
+		t.Errorf("the note is left behind: %v", err)
+	}
+}
+
+// A waiter that saw the lease free and was refused, by a holder that has gone
+// again, must be woken: it will not see that holder.
+func TestWatchTellsOfAbsenceAgain(t *testing.T) {
+	dir := folder(t)
+	s, other := client(t, dir), client(t, dir)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	seen := 0
+	for rec, err := range s.Watch(ctx, "a") {
+		if err != nil || !rec.Vacant() {
+			t.Fatalf("%+v, %v", rec, err)
+		}
+		if seen++; seen == 2 {
+			return
+		}
+		release(t, other, acquire(t, other, claim("a", "x")))
+	}
+	t.Errorf("told %d times", seen)
+}

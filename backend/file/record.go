@@ -273,30 +273,6 @@ func revision(text []byte) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// sighting is when this Store first saw a record of another boot as it is.
-type sighting struct {
-	revision string
-	at       time.Duration
-}
-
-// firstSeen returns since when this Store has known the record unchanged. It is
-// called after the record was read: a holder that renewed it before that is given
-// its whole duration.
-func (s *Store) firstSeen(name, revision string) time.Duration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.seen[name].revision != revision {
-		s.seen[name] = sighting{revision, s.clock.Now()}
-	}
-	return s.seen[name].at
-}
-
-func (s *Store) forget(name string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.seen, name)
-}
-
 // readFile returns the text of a regular file. The error is an *oddFile if there
 // is something else in its place.
 func readFile(path string) ([]byte, error) {

@@ -58,7 +58,7 @@ func (s *Store) Acquire(ctx context.Context, claim backend.Claim) (backend.Recor
 	unlock, err := s.lock(ctx, s.shard(claim.Name), writing, func() error {
 		// Most refusals need no lock: the losers of a race do not keep the winner
 		// from renewing, and wait for nobody.
-		if e, err := s.read(claim.Name, file); err == nil && e.plain() && !e.grantedTo(claim) {
+		if e, err := s.read(claim.Name, file); err == nil && e.plain() && !e.grantedTo(claim) && !e.otherBoot(s) {
 			return e.refusal(claim)
 		}
 		return nil
@@ -75,6 +75,9 @@ func (s *Store) Acquire(ctx context.Context, claim backend.Claim) (backend.Recor
 		return s.renew(e)
 	}
 	if err := e.refusal(claim); err != nil {
+		if e.otherBoot(s) {
+			_ = s.note(claim.Name, e.Revision) // without it the wait is only longer
+		}
 		return backend.Record{}, err
 	}
 	token, err := s.nextToken(ctx, claim.Name, max(claim.MinToken, e.Token))
@@ -103,6 +106,9 @@ func (s *Store) Acquire(ctx context.Context, claim backend.Claim) (backend.Recor
 	}
 	if err := e.makeWay(); err != nil {
 		return backend.Record{}, err
+	}
+	if e.otherBoot(s) {
+		defer s.unnote(claim.Name)
 	}
 	// After a power cut no holder of a tenure is alive, so it may be forgotten. A
 	// seal may not.
@@ -183,6 +189,9 @@ func (s *Store) Release(ctx context.Context, rec backend.Record) error {
 		return refusal("the record "+path+" cannot be deleted", err)
 	}
 	s.forget(rec.Name)
+	if e.otherBoot(s) {
+		s.unnote(rec.Name)
+	}
 	if e.Seal != nil {
 		return syncFolder(s.dir)
 	}
@@ -238,8 +247,7 @@ func (s *Store) write(r *record, lasting bool) (backend.Record, error) {
 		return backend.Record{}, fmt.Errorf("%w: lease %q: %w", backend.ErrInvalid, r.Name, err)
 	}
 	path := filepath.Join(s.dir, fileName(r.Name))
-	temporary := strings.TrimSuffix(s.shard(r.Name).path, ".lock") + ".tmp"
-	if err := s.replace(path, temporary, text, lasting); err != nil {
+	if err := s.replace(path, s.temporary(r.Name), text, lasting); err != nil {
 		return backend.Record{}, refusal("the record "+path+" cannot be written", err)
 	}
 	s.forget(r.Name)

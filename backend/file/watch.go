@@ -188,7 +188,9 @@ func (s *Store) Watch(ctx context.Context, name string) iter.Seq2[backend.Record
 		defer func() { stop() }()
 
 		var last backend.Record
+		due := make(chan struct{}, 1) // time to look, whatever was told
 		for {
+			told := false
 			select {
 			case <-ctx.Done():
 				return
@@ -196,6 +198,8 @@ func (s *Store) Watch(ctx context.Context, name string) iter.Seq2[backend.Record
 				yield(backend.Record{}, errClosed)
 				return
 			case <-changed:
+				told = true
+			case <-due:
 			}
 			stop()
 			wait := s.backstop
@@ -219,8 +223,11 @@ func (s *Store) Watch(ctx context.Context, name string) iter.Seq2[backend.Record
 				return
 			}
 			// Before the yield, which lasts as long as the caller likes.
-			stop = s.clock.AfterFunc(wait, func() { poke(changed) }).Stop
-			if e != nil && (last.Name == "" || e.Revision != last.Revision || e.Expired != last.Expired) {
+			stop = s.clock.AfterFunc(wait, func() { poke(due) }).Stop
+			// Absence looks the same each time, but whoever was refused in between by
+			// a holder that has gone again must hear of it.
+			again := told && e != nil && !e.exists()
+			if e != nil && (again || last.Name == "" || e.Revision != last.Revision || e.Expired != last.Expired) {
 				last = e.Record
 				if !yield(last, nil) {
 					return

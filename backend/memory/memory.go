@@ -430,7 +430,9 @@ func (s *Store) Watch(ctx context.Context, name string) iter.Seq2[backend.Record
 			if rec.Remaining > 0 {
 				stop = s.clock.AfterFunc(rec.Remaining, func() { poke(changed) }).Stop
 			}
-			if last.Name == "" || rec.Revision != last.Revision || rec.Expired != last.Expired {
+			// Absence looks the same each time, but whoever was refused in between by
+			// a holder that has gone again must hear of it.
+			if last.Name == "" || rec.Revision != last.Revision || rec.Expired != last.Expired || rec.Revision == "" {
 				last = rec
 				if !yield(rec, nil) {
 					return

@@ -548,3 +548,24 @@ func BenchmarkWake(b *testing.B) {
 	b.ReportMetric(float64(took[len(took)/2]), "ns-median")
 	b.ReportMetric(float64(took[len(took)*99/100]), "ns-p99")
 }
+
+// A waiter that saw the lease free and was refused, by a holder that has gone
+// again, must be woken: it will not see that holder.
+func TestWatchTellsOfAbsenceAgain(t *testing.T) {
+	s := New()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	seen := 0
+	for rec, err := range s.Watch(ctx, "a") {
+		if err != nil || !rec.Vacant() {
+			t.Fatalf("%+v, %v", rec, err)
+		}
+		if seen++; seen == 2 {
+			return
+		}
+		if err := s.Release(ctx, acquire(t, s, claim("a", "x"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Errorf("told %d times", seen)
+}
