@@ -24,13 +24,13 @@ var faultCases = []Case{
 			e.together(len(faults), func(i int) {
 				f := NewFaults(e.Open())
 				l := e.lease(f.Store(), e.Name(fmt.Sprintf("-%d", i))).acquires()
-				token, ctx := l.Token(), l.Context()
+				token := l.Token()
 				f.Next(VerbRenew, faults[i].fault)
 				e.sleep(2 * l.Duration())
-				if ctx.Err() != nil && errors.Is(context.Cause(ctx), lease.ErrExpired) {
-					e.latef("one renewal that %s cost the lease: %v", faults[i].what, context.Cause(ctx))
-				} else if ctx.Err() != nil || l.Token() != token {
-					e.Fatalf("one renewal that %s cost the lease: %v, token %d, want %d", faults[i].what, context.Cause(ctx), l.Token(), token)
+				got := l.Token()
+				l.holds("after one renewal that " + faults[i].what)
+				if got != token && got != 0 {
+					e.Fatalf("after one renewal that %s the token is %d, want %d", faults[i].what, got, token)
 				}
 				if n := len(l.told(lease.EventRenewFailed)); n == 0 {
 					e.Fatalf("one renewal that %s was not told", faults[i].what)
@@ -73,7 +73,7 @@ var faultCases = []Case{
 		Why:  "the store counts from when it granted, which is before the reply: who counts from the reply believes too long",
 		Run: func(e *Env) {
 			e.cutOff(func(f *Faults, l *holding) {
-				f.Every(DelayReply(l.Duration()/6), VerbRenew)
+				f.Every(DelayReply(l.Duration()/8), VerbRenew)
 				before := len(l.told(lease.EventRenewed))
 				e.within(l.Duration()+e.cfg.patience, "a renewal whose reply is slow", func() bool {
 					l.holds("while replies are slow")
@@ -336,7 +336,9 @@ func (e *Env) cutOff(cut func(f *Faults, l *holding), opts ...lease.Option) {
 	if l.Held() {
 		e.Fatalf("another was let in (token %d) while the holder that was cut off still held, for another %v", next.Token, l.Remaining())
 	}
-	if ctx.Err() == nil {
+	// Without a grace a timer is late by any delay, and only Held is in time: it
+	// looks at the clock.
+	if ctx.Err() == nil && len(opts) == 0 {
 		e.latef("another was let in (token %d) before the context of the holder that was cut off had ended", next.Token)
 	}
 	e.rises(before, next, "the end of a holder that was cut off")

@@ -372,7 +372,10 @@ var waitingCases = []Case{
 					break
 				}
 				turns := make(chan *holding, 1)
+				blocked := len(l.told(lease.EventBlocked))
 				e.waits(l, turns)
+				e.eventually("the waiter is told who is in the way", func() bool { return len(l.told(lease.EventBlocked)) > blocked })
+				e.sleep(5 * time.Millisecond) // it watches now, most likely
 				holder.releases()
 				select {
 				case <-turns:

@@ -98,7 +98,7 @@ func Check(ctx context.Context, open func() (backend.Store, error), opts ...Opti
 		}()
 		defer func() {
 			cancel()
-			for range results { //nolint:revive // wait for what is running
+			for range results { // wait for what is running
 			}
 		}()
 		for r := range results {
@@ -144,9 +144,6 @@ func (c *config) check(ctx context.Context, one Case) Result {
 	}
 }
 
-// abandonAfter is how long a case that was told to stop has to do so.
-const abandonAfter = 5 * time.Second
-
 // try runs one case once. again means that the outcome proves nothing.
 func (c *config) try(ctx context.Context, one Case, scale time.Duration) (r Result, again bool) {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -178,8 +175,9 @@ func (c *config) try(ctx context.Context, one Case, scale time.Duration) (r Resu
 		select {
 		case <-ended:
 			outcome = failure{what: "the case hung; it ended when its context was cancelled"}
-		case <-time.After(abandonAfter):
+		case <-time.After(c.patience):
 			outcome = failure{what: "the case hung, and did not end when its context was cancelled"}
+			c.logf("left behind: what %s had under names that begin with %q", one.Name, e.prefix)
 		}
 	}
 	switch outcome := outcome.(type) {

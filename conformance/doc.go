@@ -29,7 +29,8 @@
 // `leasehold conformance --store URL` is built on it. Every name that a case
 // touches begins with a prefix ([WithPrefix]) and contains the name of the case
 // and a random part, so that runs disturb neither each other nor anybody else;
-// after the case its names are freed, by force where needed.
+// after the case its names are freed, by force where needed. What may stay is what
+// the contract says must: vacated records that keep a token floor.
 //
 // # What a failure says
 //
@@ -53,7 +54,7 @@
 //
 // # Faults
 //
-// [Faults] wraps any store and makes chosen calls fail before or after they
+// [Faults] wraps a store and makes chosen calls fail before or after they
 // took effect, hang, or come late. The cases about a lease use it; so can other
 // tests.
 package conformance
