@@ -41,8 +41,10 @@ type Store interface {
 	// answers for it. A refusal is a *HeldError with the record that was found
 	// (only its Name where none was).
 	//
-	// The same Attempt again, while its tenure is still the current one, gets the
-	// same record. The same Holder with another Attempt is refused like anybody.
+	// The same Attempt again, while its tenure is still the current one and has not
+	// expired, gets the same tenure, whose duration begins anew: the promise that it
+	// lasts holds for both calls. The same Holder with another Attempt is refused
+	// like anybody.
 	Acquire(ctx context.Context, claim Claim) (Record, error)
 
 	// Renew starts the duration anew if rec's tenure (its Holder and Token) is
@@ -146,6 +148,6 @@ type Traits struct {
 	Namespace       string        // "team-a": what keeps its names apart from another's
 	MinDuration     time.Duration // shorter claims are ErrInvalid, never silently raised
 	Granularity     time.Duration // Duration is rounded up to this; Record.Duration tells what was granted
-	ExpirySlack     time.Duration // how late Expired may turn true after the end of a tenure
+	ExpirySlack     time.Duration // how late Expired may turn true after the end of a tenure; Forever: never
 	RenewalsVisible bool          // every renewal changes Revision; without it an unchanged record proves nothing
 }

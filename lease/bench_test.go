@@ -10,11 +10,26 @@ import (
 	"testing"
 	"time"
 
+	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/backend/file"
 	"github.com/leasehold/leasehold/backend/memory"
 	"github.com/leasehold/leasehold/lease"
 )
 
-func benchLease(b *testing.B, s *memory.Store) *lease.Lease {
+// stores runs a benchmark on each embedded store.
+func stores(b *testing.B, run func(b *testing.B, s backend.Store)) {
+	b.Run("memory", func(b *testing.B) { run(b, memory.New()) })
+	b.Run("file", func(b *testing.B) {
+		s, err := file.New(b.TempDir(), file.AllowShared())
+		if err != nil {
+			b.Skip(err)
+		}
+		defer s.Close()
+		run(b, s)
+	})
+}
+
+func benchLease(b *testing.B, s backend.Store) *lease.Lease {
 	l, err := lease.New(s, "bench")
 	if err != nil {
 		b.Fatal(err)
@@ -44,8 +59,10 @@ func BenchmarkHeld(b *testing.B) {
 	}
 }
 
-func BenchmarkAcquireRelease(b *testing.B) {
-	l := benchLease(b, memory.New())
+func BenchmarkAcquireRelease(b *testing.B) { stores(b, acquireRelease) }
+
+func acquireRelease(b *testing.B, s backend.Store) {
+	l := benchLease(b, s)
 	ctx := b.Context()
 	b.ReportAllocs()
 	for b.Loop() {
@@ -58,8 +75,10 @@ func BenchmarkAcquireRelease(b *testing.B) {
 	}
 }
 
-func BenchmarkRenew(b *testing.B) {
-	l := benchLease(b, memory.New())
+func BenchmarkRenew(b *testing.B) { stores(b, renew) }
+
+func renew(b *testing.B, s backend.Store) {
+	l := benchLease(b, s)
 	ctx := b.Context()
 	if err := l.Acquire(ctx); err != nil {
 		b.Fatal(err)
@@ -74,8 +93,9 @@ func BenchmarkRenew(b *testing.B) {
 
 // BenchmarkHandOver is the time from the call of Release by one holder until
 // another, who waits in Await, has the lease.
-func BenchmarkHandOver(b *testing.B) {
-	s := memory.New()
+func BenchmarkHandOver(b *testing.B) { stores(b, handOver) }
+
+func handOver(b *testing.B, s backend.Store) {
 	leases := []*lease.Lease{benchLease(b, s), benchLease(b, s)}
 	ctx := b.Context()
 	if err := leases[0].Acquire(ctx); err != nil {
