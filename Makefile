@@ -60,6 +60,13 @@ vuln: ## govulncheck, where its data can be had
 		echo "$$out"; [ $$code -eq 0 ] || exit $$code; \
 	done
 
+FUZZTIME ?= 30s
+.PHONY: fuzz
+fuzz: ## run every fuzz test for FUZZTIME
+	@for m in $(MODULES); do (cd $$m && grep -rl --include='*_test.go' '^func Fuzz' . | xargs -rn1 dirname | sort -u | while read -r p; do \
+		for f in $$(grep -ho --include='*_test.go' '^func Fuzz[A-Za-z]*' $$p/*_test.go | cut -c6-); do \
+			go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done) || exit 1; done
+
 .PHONY: bench
 bench: ## run the benchmarks: make bench BENCH=Held COUNT=6 | tee new.txt
 	@for m in $(MODULES); do (cd $$m && go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) ./...) || exit 1; done
