@@ -98,7 +98,7 @@ type Record struct {
 	Attempt     string            // the Claim.Attempt that was granted
 	Duration    time.Duration     // granted: what one renewal lasts; Forever for a seal
 	AcquiredAt  time.Time         // wall clock, for people and for foreign clients
-	RenewedAt   time.Time         // likewise; a store whose renewals write nothing computes it
+	RenewedAt   time.Time         // likewise, but that it changes tells observers of a renewal; a store whose renewals write nothing computes it
 	Transitions int64             // how often the holder changed
 	Metadata    map[string]string // what the holder wants others to see; fixed for the tenure
 	Seal        *Seal             // not nil: the name has moved to another store
@@ -149,5 +149,5 @@ type Traits struct {
 	MinDuration     time.Duration // shorter claims are ErrInvalid, never silently raised
 	Granularity     time.Duration // Duration is rounded up to this; Record.Duration tells what was granted
 	ExpirySlack     time.Duration // how late Expired may turn true after the end of a tenure; Forever: never
-	RenewalsVisible bool          // every renewal changes Revision; without it an unchanged record proves nothing
+	RenewalsVisible bool          // every renewal changes Revision and RenewedAt; without it an unchanged record proves nothing
 }

@@ -38,6 +38,7 @@ const DefaultPollInterval = time.Second
 // and sooner when the record is about to expire. Stores that lost the right to
 // watch fall back to it.
 //
+// A look that gets no answer within five intervals (5 s at least) is given up.
 // An error after which looking again is pointless (ErrInvalid, ErrDenied,
 // ErrUnsupported, ErrCorrupt) is final; after any other it looks again, at
 // intervals that grow to ten times the given one.
@@ -49,7 +50,7 @@ func Poll(ctx context.Context, s Store, name string, interval time.Duration) ite
 		var last Record
 		first, failures := true, 0
 		for ctx.Err() == nil {
-			rec, err := s.Get(ctx, name)
+			rec, err := look(ctx, s, name, max(5*interval, 5*time.Second))
 			if errors.Is(err, ErrNotFound) {
 				rec, err = Record{Name: name}, nil
 			}
@@ -82,5 +83,27 @@ func Poll(ctx context.Context, s Store, name string, interval time.Duration) ite
 			case <-time.After(wait):
 			}
 		}
+	}
+}
+
+// look is one Get, bounded so that a request which hangs does not blind the
+// caller. A client that ignores its context is left behind.
+func look(ctx context.Context, s Store, name string, timeout time.Duration) (Record, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	type answer struct {
+		rec Record
+		err error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		defer cancel()
+		rec, err := s.Get(ctx, name)
+		answers <- answer{rec, err}
+	}()
+	select {
+	case a := <-answers:
+		return a.rec, a.err
+	case <-ctx.Done():
+		return Record{}, ctx.Err()
 	}
 }

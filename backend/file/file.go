@@ -16,8 +16,9 @@
 //     name. A renewal overwrites one fixed-width field in place and waits for no
 //     disk; each changes the Revision.
 //   - Writers of one name take turns under a lock of the operating system, which
-//     dies with its process. What is plain (a live record, or none) is read
-//     without a lock; what has expired, or looks odd, is looked at again under it.
+//     dies with its process. What is plain (a live record, a vacant one, or none)
+//     is read without a lock; what has expired, or looks odd, is looked at again
+//     under it.
 //   - Watchers are told by the kernel (inotify). A look every few seconds covers
 //     what it may drop; where it refuses to watch at all, they poll.
 //
@@ -27,17 +28,24 @@
 //
 // # Tokens
 //
-// One counter serves the folder. Tokens are reserved on the disk in blocks, and
-// after a reboot the rest of a block is skipped, so they rise across kill -9 and
-// power cuts too. A claim's MinToken raises the counter for every name: one that
-// asks for a token near [backend.MaxToken] leaves few for the others. Release
-// deletes the record, and Transitions begins again at 0.
+// A token is the sum of a floor and a counter. One counter serves the folder. It
+// is reserved on the disk in blocks, and after a reboot the rest of a block is
+// skipped, so tokens rise across kill -9 and power cuts too.
 //
-// If the counter is deleted, tokens go on well above the greatest token of any
-// record in the folder; those of leases that had been released are forgotten. If
-// the folder, or the machine with it, is restored from a backup or a snapshot,
-// tokens granted since are granted again: move the counter on with a Claim whose
-// MinToken is the greatest one the protected resource has seen.
+// The floor belongs to the lease: 0 until a claim brings a MinToken, and then the
+// greatest MinToken that was granted, kept in the record. One near
+// [backend.MaxToken] uses up the tokens of its own lease and of no other: what
+// would exceed MaxToken is refused. Release deletes a record without a floor, and
+// Transitions begins again at 0. One with a floor it vacates: there is no holder,
+// but the floor and Transitions stay.
+//
+// If the counter is deleted, it goes on well above what any record in the folder
+// was given of it; what leases that had been released were given is forgotten. A
+// floor is forgotten with its record: when that is deleted by hand, or cannot be
+// read and is taken over by force. If the folder, or the machine with it, is
+// restored from a backup or a snapshot, tokens granted since are granted again.
+// In each of these cases, claim the lease with a MinToken that is the greatest
+// token the protected resource has seen.
 //
 // # After a reboot
 //
@@ -136,7 +144,7 @@ type Store struct {
 
 	shards [shardCount]lock // by name: whoever writes a record holds one
 	tokens lock             // taken while holding one of the above, never the other way round
-	high   uint64           // the greatest token granted here, under tokens
+	high   uint64           // the greatest count granted here, under tokens
 
 	mu    sync.Mutex
 	seen  map[string]sighting // of records of other boots, by name

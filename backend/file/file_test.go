@@ -484,7 +484,7 @@ func TestTokens(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		token, err := s.nextToken(t.Context(), "a", 0)
+		token, err := s.nextToken(t.Context(), "a", 1<<40, 0)
 		unlock()
 		if err != nil || token != last+1 && token != last+tokenBlock+1 {
 			t.Fatalf("token %d after %d, %v", token, last, err)
@@ -527,9 +527,284 @@ func TestTokens(t *testing.T) {
 			}
 		})
 	}
-	grant(client(t, dir), backend.MaxToken-1)
-	_, err = client(t, dir).Acquire(t.Context(), claim("a", "x"))
-	wantErr(t, "a token above the greatest", err, backend.ErrInvalid, "another folder")
+}
+
+// floored acquires name with a MinToken.
+func floored(t testing.TB, s *Store, c backend.Claim, floor uint64) backend.Record {
+	t.Helper()
+	c.MinToken = floor
+	rec := acquire(t, s, c)
+	if rec.Token <= floor {
+		t.Errorf("token %d with MinToken %d", rec.Token, floor)
+	}
+	return rec
+}
+
+func TestTokenIsFloorPlusCount(t *testing.T) {
+	clock := &fakeClock{now: time.Hour}
+	dir := folder(t)
+	boot := "this"
+	open := func() *Store { return client(t, dir, rebooted(boot, clock)) }
+	count := uint64(0)
+	var rec backend.Record
+	want := func(step string, got backend.Record, floor uint64) {
+		t.Helper()
+		if count++; got.Token != floor+count {
+			t.Errorf("%s: token %d, want the floor %d and the count %d", step, got.Token, floor, count)
+		}
+		rec = got
+	}
+	over := func(c backend.Claim) backend.Claim {
+		c.Over = rec.Revision
+		return c
+	}
+	const floor = 1 << 40
+	want("no MinToken", acquire(t, open(), claim("a", "x")), 0)
+	want("a MinToken, Over", floored(t, open(), over(claim("a", "x")), 5), 5)
+	want("a greater one, Over", floored(t, open(), over(claim("a", "x")), floor), floor)
+	renewed, err := open().Renew(t.Context(), rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release(t, open(), renewed)
+	want("after release", acquire(t, open(), claim("a", "y")), floor)
+	clock.advance(10 * time.Second)
+	want("after expiry", acquire(t, open(), claim("a", "z")), floor)
+	release(t, open(), get(t, open(), "a"))
+	want("a smaller MinToken", floored(t, open(), claim("a", "x"), 3), floor)
+	seal := backend.Claim{Name: "a", Holder: "moved", Duration: backend.Forever, Seal: &backend.Seal{To: "etcd", Epoch: 1}}
+	want("sealed", acquire(t, open(), over(seal)), floor)
+	want("over the seal", acquire(t, open(), over(claim("a", "x"))), floor)
+	want("another name", acquire(t, open(), claim("b", "x")), 0)
+	release(t, open(), rec)
+	if _, err := os.Stat(filepath.Join(dir, "b.json")); !os.IsNotExist(err) {
+		t.Errorf("a record without a floor was not deleted: %v", err)
+	}
+
+	// A tenure of another boot: renewed in this one, and released by this one.
+	rec = get(t, open(), "a")
+	boot = "after"
+	if _, err := open().Renew(t.Context(), rec); err != nil {
+		t.Fatal(err)
+	}
+	boot = "third"
+	release(t, open(), rec)
+	count = tokenBlock + 1 // what was reserved and not granted is skipped
+	want("in another boot", acquire(t, open(), claim("a", "x")), floor)
+	release(t, open(), rec)
+
+	// Without the counter, what is left of it in the records counts, not the floors.
+	if err := os.Remove(open().internal("tokens")); err != nil {
+		t.Fatal(err)
+	}
+	count = tokenBlock
+	want("the counter is missing, all is vacant", acquire(t, open(), claim("a", "x")), floor)
+	if err := os.Remove(open().internal("tokens")); err != nil {
+		t.Fatal(err)
+	}
+	count += tokenBlock
+	want("the counter is missing, one is held", acquire(t, open(), claim("b", "x")), 0)
+
+	// An older counter comes back: what the record was given of it is known.
+	if err := os.WriteFile(open().internal("tokens"), (&counter{Format: format, Boot: boot, Last: 1, Reserved: 2}).encode(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	rec = get(t, open(), "a")
+	count = rec.Token - floor
+	want("over what an older counter granted", acquire(t, open(), over(claim("a", "x"))), floor)
+}
+
+// A claim near the greatest token there is uses up its own name, and nothing of
+// the others.
+func TestGreatestMinToken(t *testing.T) {
+	s := client(t, folder(t))
+	first := floored(t, s, claim("last", "x"), backend.MaxToken-1)
+	if first.Token != backend.MaxToken {
+		t.Errorf("token %d", first.Token)
+	}
+	release(t, s, first)
+	path := filepath.Join(s.dir, "last.json")
+	for _, file := range []string{path, s.internal("tokens")} {
+		before, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range []*Store{s, client(t, s.dir), client(t, s.dir, rebooted("after", &fakeClock{now: time.Hour}))} {
+			_, err = s.Acquire(t.Context(), claim("last", "x"))
+			wantErr(t, "a token above the greatest", err, backend.ErrInvalid, fmt.Sprint(uint64(backend.MaxToken)))
+		}
+		if after, _ := os.ReadFile(file); !bytes.Equal(after, before) {
+			t.Errorf("a refused claim wrote %s: %s", file, after)
+		}
+	}
+	if rec := acquire(t, s, claim("other", "x")); rec.Token != first.Token-(backend.MaxToken-1)+1 {
+		t.Errorf("another name got token %d", rec.Token)
+	}
+	c := claim("new", "x")
+	c.MinToken = backend.MaxToken - 1
+	_, err := s.Acquire(t.Context(), c)
+	wantErr(t, "a MinToken above which there is none", err, backend.ErrInvalid)
+	_, err = s.Get(t.Context(), "new")
+	wantErr(t, "Get of what was refused", err, backend.ErrNotFound)
+	if rec := acquire(t, s, claim("new", "x")); rec.Token != 3 {
+		t.Errorf("after a refused MinToken: token %d", rec.Token)
+	}
+}
+
+func TestVacant(t *testing.T) {
+	s := client(t, folder(t))
+	c := claim("a", "x")
+	c.Attempt, c.Metadata = "1", map[string]string{"k": "v"}
+	rec := floored(t, s, c, 1000)
+	release(t, s, rec)
+	left := get(t, client(t, s.dir), "a")
+	if want := (backend.Record{Name: "a", Revision: left.Revision}); fmt.Sprint(left) != fmt.Sprint(want) || left.Revision == "" || !left.Vacant() {
+		t.Errorf("Release left %+v", left)
+	}
+	writer := flock.New(s.shard("a").path)
+	if ok, err := writer.TryLock(); !ok {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if got, err := s.Get(ctx, "a"); err != nil || got.Revision != left.Revision {
+		t.Errorf("Get while another writes: %+v, %v", got, err)
+	}
+	writer.Unlock()
+	listed := 0
+	for got, err := range s.List(t.Context(), "") {
+		if listed++; err != nil || fmt.Sprint(got) != fmt.Sprint(left) {
+			t.Errorf("List yields %+v, %v", got, err)
+		}
+	}
+	if listed != 1 {
+		t.Errorf("List yields %d records", listed)
+	}
+	_, err := s.Renew(t.Context(), rec)
+	wantErr(t, "Renew of the old tenure", err, backend.ErrLost, "nobody")
+	wantErr(t, "Release of the old tenure", s.Release(t.Context(), rec), backend.ErrLost, "nobody")
+	_, err = s.Renew(t.Context(), left)
+	wantErr(t, "Renew of nobody's", err, backend.ErrLost)
+	wantErr(t, "Release of nobody's", s.Release(t.Context(), left), backend.ErrLost)
+
+	stale := claim("a", "y")
+	stale.Over = rec.Revision
+	_, err = s.Acquire(t.Context(), stale)
+	var held *backend.HeldError
+	if !errors.As(err, &held) || fmt.Sprint(held.Record) != fmt.Sprint(left) {
+		t.Errorf("Over of the old tenure: %v", err)
+	}
+	over := stale
+	over.Over = left.Revision
+	next := acquire(t, s, over)
+	if next.Token <= rec.Token || next.Transitions != 1 {
+		t.Errorf("Over of the vacant record got %+v", next)
+	}
+	release(t, s, next)
+	again := get(t, s, "a")
+	if again.Revision == left.Revision || again.Transitions != 1 {
+		t.Errorf("vacant again: %+v after %+v", again, left)
+	}
+	_, err = s.Acquire(t.Context(), over)
+	wantErr(t, "Over of the vacant record before", err, backend.ErrHeld)
+	// The attempt of a tenure that is over means nothing any more.
+	if got := acquire(t, s, c); got.Token <= next.Token || got.Transitions != 2 {
+		t.Errorf("the same attempt again got %+v", got)
+	}
+	if len(s.seen) != 0 {
+		t.Errorf("%d sightings are left", len(s.seen))
+	}
+}
+
+// A vacant record has no instant that could matter: neither the clock nor a
+// reboot makes it expired, or hides it for a while.
+func TestVacantAfterAReboot(t *testing.T) {
+	dir := folder(t)
+	clock := &fakeClock{now: 100 * time.Hour}
+	before := client(t, dir, rebooted("before", clock))
+	release(t, before, floored(t, before, claim("a", "x"), 1000))
+	clock.advance(1000 * time.Hour)
+	after := client(t, dir, rebooted("after", &fakeClock{now: time.Second}))
+	for _, s := range []*Store{before, after} {
+		if got := get(t, s, "a"); got.Expired || got.Remaining != 0 || !got.Vacant() {
+			t.Errorf("%+v", got)
+		}
+	}
+	if rec := acquire(t, after, claim("a", "x")); rec.Token <= 1000+tokenBlock {
+		t.Errorf("token %d", rec.Token)
+	}
+	if len(before.seen)+len(after.seen) != 0 {
+		t.Error("sightings are left")
+	}
+}
+
+// A floor must be on the disk for good when a token above it is known, and so
+// must be the vacant record that keeps it: the folder is synced, which fails
+// where it may not be read.
+func TestFloorIsMadeToLast(t *testing.T) {
+	base := t.TempDir()
+	if err := os.Chmod(filepath.Dir(base), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := client(t, filepath.Join(base, "leases"))
+	again := claim("again", "x")
+	again.Attempt, again.MinToken = "1", 1000
+	acquire(t, s, again)
+	old := floored(t, s, claim("old", "x"), 1000)
+	release(t, s, floored(t, s, claim("vacant", "x"), 1000))
+	acquire(t, s, claim("plain", "x"))
+	files, err := filepath.Glob(filepath.Join(s.dir, "*.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(files, s.internal("tokens")) {
+		if err := os.Chmod(file, 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Chmod(s.internal(""), 0o777), os.Chmod(s.dir, 0o333)); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Chmod(s.dir, 0o700)
+	locks, err := filepath.Glob(s.internal("*.lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range locks {
+		if err := os.Chmod(file, 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asNobody(t, func() {
+		unsynced := func(what string, err error) {
+			t.Helper()
+			if err == nil || backend.Definite(err) || !strings.Contains(err.Error(), "synced") {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		c := claim("new", "x")
+		c.MinToken = 1000
+		_, err := s.Acquire(t.Context(), c)
+		unsynced("the first MinToken", err)
+		_, err = s.Acquire(t.Context(), claim("vacant", "x"))
+		unsynced("above a floor that may not last yet", err)
+		_, err = s.Acquire(t.Context(), again)
+		unsynced("the same attempt again, which may not have been made to last", err)
+		unsynced("Release", s.Release(t.Context(), old))
+		if got := get(t, s, "old"); !got.Vacant() {
+			t.Errorf("released: %+v", got)
+		}
+		plain := get(t, s, "plain")
+		if _, err := s.Renew(t.Context(), plain); err != nil {
+			t.Errorf("Renew: %v", err)
+		}
+		if err := s.Release(t.Context(), plain); err != nil {
+			t.Errorf("Release without a floor: %v", err)
+		}
+		if _, err := s.Acquire(t.Context(), claim("plain", "x")); err != nil {
+			t.Errorf("Acquire without a floor: %v", err)
+		}
+	})
 }
 
 func TestNames(t *testing.T) {
@@ -621,6 +896,22 @@ func TestCorruption(t *testing.T) {
 		}
 		return put(edited)
 	}
+	release(t, s, floored(t, s, claim("v", "x"), 1000))
+	vacant, err := os.ReadFile(filepath.Join(s.dir, "v.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(s.dir, "v.json")); err != nil {
+		t.Fatal(err)
+	}
+	vacant = bytes.Replace(vacant, []byte(`"name": "v"`), []byte(`"name": "a"`), 1)
+	editVacant := func(old, new string) func() error {
+		edited := strings.Replace(string(vacant), old, new, 1)
+		if edited == string(vacant) {
+			t.Fatalf("%q is not in %s", old, vacant)
+		}
+		return put(edited)
+	}
 	type test struct {
 		make  func() error
 		says  string
@@ -648,10 +939,23 @@ func TestCorruption(t *testing.T) {
 		"link":             {make: func() error { return os.Symlink(filepath.Join(s.dir, "good.json"), path) }, says: "symbolic link"},
 		"link to nowhere":  {make: func() error { return os.Symlink("nowhere", path) }, says: "symbolic link"},
 		"pipe":             {make: func() error { return unix.Mkfifo(path, 0o600) }, says: "no regular file"},
+		"no holder, floor": {make: edit(`"holder": "x"`, `"floor": 1, "holder": ""`), says: "no holder"},
+		"token at floor":   {make: edit(`"token": 2`, `"token": 2, "floor": 2`), says: "token 2"},
+		"negative floor":   {make: edit(`"token": 2`, `"token": 2, "floor": -1`), says: "damaged"},
+		"vacant, no floor": {make: editVacant(`"floor": 1000`, `"floor": 0`), says: "no holder"},
+		"floor missing":    {make: editVacant(`"floor": 1000,`, ``), says: "no holder"},
+		"greatest floor":   {make: editVacant(`"floor": 1000`, `"floor": 9007199254740991`), says: "floor 9007199254740991"},
+		"vacant, token":    {make: editVacant(`"token": 0`, `"token": 1001`), says: "no holder"},
+		"vacant seal":      {make: editVacant(`"token": 0`, `"token": 0, "seal": {"to": "b", "epoch": 1}`), says: "no holder"},
+		"vacant of none":   {make: editVacant(`"boot": "`, `"boot": "", "x": "`), says: "time of renewal"},
+		"vacant, newer":    {make: editVacant(`"leasehold": 1`, `"leasehold": 2`), says: "format 2"},
 		"record of a boot": {make: edit(`"boot": "`, `"boot": "", "x": "`), says: "time of renewal"},
 	}
 	for n := 0; n < len(text)-2; n += 7 {
 		tests[fmt.Sprint("cut off at ", n)] = test{make: put(string(text[:n])), says: ""}
+	}
+	for n := 0; n < len(vacant)-2; n += 7 {
+		tests[fmt.Sprint("vacant, cut off at ", n)] = test{make: put(string(vacant[:n])), says: ""}
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -697,7 +1001,7 @@ func TestCorruption(t *testing.T) {
 				check("Acquire over it", err)
 				return
 			}
-			if err != nil || got.Token <= rec.Token {
+			if err != nil || got.Token <= rec.Token || got.Transitions != 0 {
 				t.Errorf("Acquire over it: %+v, %v", got, err)
 			}
 			release(t, s, got)
@@ -941,24 +1245,45 @@ func TestRefusalByARecordOfAnotherBootIsNoted(t *testing.T) {
 	if _, err := os.Stat(before.notesPath("a")); !os.IsNotExist(err) {
 		t.Errorf("the note is left behind: %v", err)
 	}
+	for _, floor := range []uint64{0, 1000} {
+		name := fmt.Sprint("released ", floor)
+		rec := floored(t, before, claim(name, "x"), floor)
+		_, err := client(t, dir, rebooted("after", clock)).Acquire(t.Context(), claim(name, "y"))
+		wantErr(t, name, err, backend.ErrHeld)
+		if _, err := os.Stat(before.notesPath(name)); err != nil {
+			t.Fatal(err)
+		}
+		release(t, client(t, dir, rebooted("after", clock)), rec)
+		if _, err := os.Stat(before.notesPath(name)); !os.IsNotExist(err) {
+			t.Errorf("%s, and the note is left behind: %v", name, err)
+		}
+	}
 }
 
 // A waiter that saw the lease free and was refused, by a holder that has gone
-// again, must be woken: it will not see that holder.
+// again, must be woken: it will not see that holder. So it is
+// whether or not Release leaves a record.
 func TestWatchTellsOfAbsenceAgain(t *testing.T) {
-	dir := folder(t)
-	s, other := client(t, dir), client(t, dir)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	seen := 0
-	for rec, err := range s.Watch(ctx, "a") {
-		if err != nil || !rec.Vacant() {
-			t.Fatalf("%+v, %v", rec, err)
+	for _, floor := range []uint64{0, 1000} {
+		dir := folder(t)
+		s, other := client(t, dir), client(t, dir)
+		if floor != 0 {
+			release(t, other, floored(t, other, claim("a", "x"), floor))
 		}
-		if seen++; seen == 2 {
-			return
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		seen := 0
+		for rec, err := range s.Watch(ctx, "a") {
+			if err != nil || !rec.Vacant() || (rec.Revision != "") != (floor != 0) {
+				t.Fatalf("%+v, %v", rec, err)
+			}
+			if seen++; seen == 3 {
+				break
+			}
+			release(t, other, acquire(t, other, claim("a", "x")))
 		}
-		release(t, other, acquire(t, other, claim("a", "x")))
+		if seen != 3 {
+			t.Errorf("told %d times, with MinToken %d", seen, floor)
+		}
 	}
-	t.Errorf("told %d times", seen)
 }

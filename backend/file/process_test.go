@@ -313,3 +313,35 @@ func TestWatchOfAnotherProcess(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The floor is in the folder, not in a process.
+func TestFloorOfAnotherProcess(t *testing.T) {
+	dir := folder(t)
+	s := client(t, dir, func(s *Store) { s.backstop = time.Hour })
+	high := floored(t, s, claim("a/b", "here"), 1<<40)
+	release(t, s, high)
+	want := watching(t, t.Context(), s, "a/b")
+	want("vacant", "")
+	cmd := process(t, "touch", dir, "a/b")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(in, "\n")
+	want("acquired", "touch")
+	theirs := get(t, s, "a/b")
+	if theirs.Token != high.Token+1 {
+		t.Errorf("another process got token %d after %d", theirs.Token, high.Token)
+	}
+	io.WriteString(in, "\n")
+	want("vacated", "")
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if rec := acquire(t, s, claim("a/b", "here")); rec.Token != theirs.Token+1 {
+		t.Errorf("token %d after %d", rec.Token, theirs.Token)
+	}
+}

@@ -73,7 +73,8 @@ func mayHavePrefix(file, prefix string) bool {
 }
 
 // record is the text of a file: a head of fixed width, which renewals overwrite
-// in place, and a body, which lasts as long as the tenure.
+// in place, and a body, which lasts as long as the tenure. Without a holder it is
+// vacant, and there only to keep its floor.
 type record struct {
 	Format    int           `json:"leasehold"`
 	Renewed   time.Duration `json:"renewed"`   // on the boot clock, in nanoseconds
@@ -84,11 +85,12 @@ type record struct {
 type body struct {
 	Name        string            `json:"name"`
 	Holder      string            `json:"holder"`
-	Token       uint64            `json:"token"`
+	Token       uint64            `json:"token"`           // above Floor
+	Floor       uint64            `json:"floor,omitempty"` // the greatest MinToken granted
 	Attempt     string            `json:"attempt,omitempty"`
-	Duration    duration          `json:"duration"`
+	Duration    duration          `json:"duration,omitzero"`
 	Boot        string            `json:"boot"`
-	AcquiredAt  time.Time         `json:"acquiredAt"`
+	AcquiredAt  time.Time         `json:"acquiredAt,omitzero"`
 	Transitions int64             `json:"transitions"`
 	Metadata    map[string]string `json:"metadata,omitempty"`
 	Seal        *seal             `json:"seal,omitempty"`
@@ -143,13 +145,22 @@ type entry struct {
 	whole  bool // the head is what its values say: not torn, not edited
 }
 
-// exists reports whether there is a record, readable or not.
-func (e *entry) exists() bool { return e.Holder != "" || e.corrupt != nil }
+// exists reports whether there is a record, readable or not, held or vacant.
+func (e *entry) exists() bool { return e.Revision != "" }
+
+// count returns what the token was given by the counter of the folder; 0 if
+// there is no token.
+func (e *entry) count() uint64 {
+	if e.Token == 0 {
+		return 0
+	}
+	return e.Token - e.record.Floor
+}
 
 // plain reports whether the entry is true though it was read without a lock. A
-// live record and an absent one were there at that instant. But a record that
-// looks expired may be about to be renewed by someone who has looked at the
-// clock and not yet written, and an odd one may be half written.
+// live record, a vacant and an absent one were there at that instant. But a
+// record that looks expired may be about to be renewed by someone who has looked
+// at the clock and not yet written, and an odd one may be half written.
 func (e *entry) plain() bool { return !e.exists() || e.whole && !e.Expired }
 
 // read returns what lies under name. With an empty name it is the one that the
@@ -191,7 +202,8 @@ func (s *Store) read(name, file string) (*entry, error) {
 		return e, nil
 	}
 
-	if e.Seal != nil {
+	if e.Vacant() || e.Seal != nil { // neither ends
+		s.forget(e.Name)
 		return e, nil
 	}
 	end := e.record.Renewed + e.Duration
@@ -222,11 +234,13 @@ func (e *entry) decode(file string, now time.Duration, boot string) error {
 		return errors.New("it is not a lease")
 	case backend.CheckName(r.Name) != nil, fileName(r.Name) != file, e.Name != "" && e.Name != r.Name:
 		return fmt.Errorf("it is the record of another lease, %q", r.Name)
-	case r.Holder == "":
+	case r.Holder == "" && (r.Floor == 0 || r.Token != 0 || r.Seal != nil):
 		return errors.New("it names no holder")
-	case r.Token == 0 || r.Token > backend.MaxToken:
+	case r.Floor >= backend.MaxToken:
+		return fmt.Errorf("its token floor %d cannot be", r.Floor)
+	case r.Holder != "" && (r.Token <= r.Floor || r.Token > backend.MaxToken):
 		return fmt.Errorf("its token %d cannot be", r.Token)
-	case r.Seal == nil && (r.Duration <= 0 || r.Duration > duration(backend.MaxDuration)):
+	case r.Holder != "" && r.Seal == nil && (r.Duration <= 0 || r.Duration > duration(backend.MaxDuration)):
 		return fmt.Errorf("its duration %v cannot be", time.Duration(r.Duration))
 	case r.Renewed < 0, r.Boot == "", r.Boot == boot && r.Renewed > now+time.Second:
 		return fmt.Errorf("its time of renewal, %v after the boot %q, cannot be", r.Renewed, r.Boot)
@@ -238,6 +252,9 @@ func (e *entry) decode(file string, now time.Duration, boot string) error {
 
 // view returns the record as callers see it, without Expired and Remaining.
 func (r *record) view(text []byte) backend.Record {
+	if r.Holder == "" {
+		return backend.Record{Name: r.Name, Transitions: r.Transitions, Revision: revision(text)}
+	}
 	v := backend.Record{
 		Name:        r.Name,
 		Holder:      r.Holder,
@@ -266,8 +283,9 @@ func (r *record) granted(text []byte) backend.Record {
 	return v
 }
 
-// revision changes with every write, since the instant of renewal or the token
-// does, and with every edit by hand.
+// revision changes with every write, since the instant of renewal, the token or
+// (from one vacant record to the next) the count of transitions does, and with
+// every edit by hand.
 func revision(text []byte) string {
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:16])

@@ -72,6 +72,12 @@ func (s *Store) Acquire(ctx context.Context, claim backend.Claim) (backend.Recor
 		return backend.Record{}, err
 	}
 	if e.grantedTo(claim) {
+		// The first arrival may have been ended before it had made this last.
+		if e.record.lasting() {
+			if err := syncFolder(s.dir); err != nil {
+				return backend.Record{}, err
+			}
+		}
 		return s.renew(e)
 	}
 	if err := e.refusal(claim); err != nil {
@@ -80,7 +86,11 @@ func (s *Store) Acquire(ctx context.Context, claim backend.Claim) (backend.Recor
 		}
 		return backend.Record{}, err
 	}
-	token, err := s.nextToken(ctx, claim.Name, max(claim.MinToken, e.Token))
+	floor := claim.MinToken
+	if e.corrupt == nil {
+		floor = max(floor, e.record.Floor)
+	}
+	token, err := s.nextToken(ctx, claim.Name, floor, e.count())
 	if err != nil {
 		return backend.Record{}, err
 	}
@@ -89,6 +99,7 @@ func (s *Store) Acquire(ctx context.Context, claim backend.Claim) (backend.Recor
 		Name:       claim.Name,
 		Holder:     claim.Holder,
 		Token:      token,
+		Floor:      floor,
 		Attempt:    claim.Attempt,
 		Duration:   duration(granted),
 		Boot:       s.boot,
@@ -98,7 +109,7 @@ func (s *Store) Acquire(ctx context.Context, claim backend.Claim) (backend.Recor
 	if c := claim.Seal; c != nil {
 		r.Seal = &seal{To: c.To, Epoch: c.Epoch, Heir: c.Heir, HeirDuration: duration(c.HeirDuration)}
 	}
-	if e.Holder != "" {
+	if e.exists() && e.corrupt == nil {
 		r.Transitions = e.Transitions
 		if e.Holder != claim.Holder {
 			r.Transitions++
@@ -110,10 +121,14 @@ func (s *Store) Acquire(ctx context.Context, claim backend.Claim) (backend.Recor
 	if e.otherBoot(s) {
 		defer s.unnote(claim.Name)
 	}
-	// After a power cut no holder of a tenure is alive, so it may be forgotten. A
-	// seal may not.
-	return s.write(&r, claim.Seal != nil || e.Seal != nil)
+	return s.write(&r, r.lasting() || e.Seal != nil)
 }
+
+// lasting reports whether a power cut must not bring back what was there before.
+// After it no holder of a tenure is alive, so that may be forgotten. A seal may
+// not, nor a floor; and one that was found there may have been brought by a
+// process that was killed before it had made it last.
+func (r *record) lasting() bool { return r.Seal != nil || r.Floor != 0 }
 
 // grantedTo reports whether the claim is a second arrival of the one that began
 // this tenure.
@@ -124,7 +139,7 @@ func (e *entry) grantedTo(c backend.Claim) bool {
 // refusal returns why the claim cannot replace what is there.
 func (e *entry) refusal(c backend.Claim) error {
 	switch {
-	case c.Over == "" && e.exists() && e.corrupt == nil && !e.Expired,
+	case c.Over == "" && e.Live(),
 		c.Over != "" && c.Over != e.Revision && e.corrupt == nil:
 		return &backend.HeldError{Record: e.Record}
 	case e.corrupt != nil && (c.Over == "" || c.Over != e.corrupt.Revision):
@@ -167,7 +182,8 @@ func (s *Store) Renew(ctx context.Context, rec backend.Record) (backend.Record, 
 	return s.renew(e)
 }
 
-// Release ends rec's tenure and deletes the record.
+// Release ends rec's tenure. It deletes the record, or vacates it if there is a
+// floor to keep.
 func (s *Store) Release(ctx context.Context, rec backend.Record) error {
 	if err := s.enter(ctx, rec.Name); err != nil {
 		return err
@@ -184,14 +200,23 @@ func (s *Store) Release(ctx context.Context, rec backend.Record) error {
 	if rec.Expired && rec.Revision != e.Revision {
 		return fmt.Errorf("%w: lease %q: the tenure of %q was renewed since it was seen expired", backend.ErrLost, rec.Name, rec.Holder)
 	}
+	if e.otherBoot(s) {
+		defer s.unnote(rec.Name)
+	}
+	if floor := e.record.Floor; floor != 0 {
+		_, err := s.write(&record{Format: format, Renewed: s.clock.Now(), RenewedAt: time.Now(), body: body{
+			Name:        rec.Name,
+			Floor:       floor,
+			Boot:        s.boot,
+			Transitions: e.Transitions,
+		}}, true)
+		return err
+	}
 	path := filepath.Join(s.dir, fileName(rec.Name))
 	if err := os.Remove(path); err != nil {
 		return refusal("the record "+path+" cannot be deleted", err)
 	}
 	s.forget(rec.Name)
-	if e.otherBoot(s) {
-		s.unnote(rec.Name)
-	}
 	if e.Seal != nil {
 		return syncFolder(s.dir)
 	}
@@ -208,6 +233,8 @@ func (s *Store) tenure(rec backend.Record) (*entry, error) {
 		return nil, e.corrupt
 	case !e.exists():
 		return nil, fmt.Errorf("%w: lease %q: there is no record any more", backend.ErrLost, rec.Name)
+	case e.Vacant():
+		return nil, fmt.Errorf("%w: lease %q: nobody holds it any more", backend.ErrLost, rec.Name)
 	case !e.SameTenure(rec):
 		return nil, fmt.Errorf("%w: lease %q: it is %q who holds it now, with token %d", backend.ErrLost, rec.Name, e.Holder, e.Token)
 	}

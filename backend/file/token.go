@@ -14,13 +14,13 @@ import (
 	"github.com/leasehold/leasehold/backend"
 )
 
-// tokenBlock is how many tokens are reserved at a time: one sync for so many
-// acquires, and so many tokens lost in each reboot.
+// tokenBlock is how much of the counter is reserved at a time: one sync for so
+// many acquires, and so many tokens lost in each reboot.
 const tokenBlock = 1000
 
-// counter is the token counter of a folder. Last is overwritten in place and
-// not synced; a reboot may set it back. Reserved is on the disk before a token
-// up to it is granted.
+// counter is the token counter of a folder: a token is the floor of its record
+// and a count of this. Last is overwritten in place and not synced; a reboot may
+// set it back. Reserved is on the disk before a count up to it is granted.
 type counter struct {
 	Format   int    `json:"leasehold"`
 	Last     uint64 `json:"last"`
@@ -33,9 +33,9 @@ func (c *counter) encode() []byte {
 		c.Format, c.Last, c.Reserved, c.Boot)
 }
 
-// nextToken returns a token greater than above and than all that were granted in
-// this folder. The lock of name is held.
-func (s *Store) nextToken(ctx context.Context, name string, above uint64) (uint64, error) {
+// nextToken returns a token greater than floor, by a count greater than above
+// and than all that were granted in this folder. The lock of name is held.
+func (s *Store) nextToken(ctx context.Context, name string, floor, above uint64) (uint64, error) {
 	unlock, err := s.lock(ctx, &s.tokens, writing, nil)
 	if err != nil {
 		return 0, err
@@ -58,7 +58,7 @@ func (s *Store) nextToken(ctx context.Context, name string, above uint64) (uint6
 			return 0, refusal("the token counter "+path+" cannot be read", err)
 		}
 		if err != nil {
-			return 0, &backend.CorruptError{Name: name, Where: path, Err: fmt.Errorf("%w; restore the file or delete it: tokens then go on above the greatest one of any record, and those of released leases are forgotten", err)}
+			return 0, &backend.CorruptError{Name: name, Where: path, Err: fmt.Errorf("%w; restore the file or delete it: tokens then go on above those of all records, and those of released leases are forgotten", err)}
 		}
 	}
 	inPlace := c.Boot == s.boot && bytes.Equal(text, c.encode())
@@ -69,8 +69,8 @@ func (s *Store) nextToken(ctx context.Context, name string, above uint64) (uint6
 	// replaced by an older one.
 	c.Last = max(c.Last, above, s.high) + 1
 	switch {
-	case c.Last > backend.MaxToken:
-		return 0, fmt.Errorf("%w: lease %q: the folder %s has granted its greatest token, %d; use another folder", backend.ErrInvalid, name, s.dir, uint64(backend.MaxToken))
+	case floor+c.Last > backend.MaxToken: // nothing was written: others lose no count by it
+		return 0, fmt.Errorf("%w: lease %q: its next token would be %d, with the floor %d that a MinToken sets; none can be greater than %d", backend.ErrInvalid, name, floor+c.Last, floor, uint64(backend.MaxToken))
 	case inPlace && c.Last <= c.Reserved:
 		err = overwrite(path, c.encode())
 	default:
@@ -84,7 +84,7 @@ func (s *Store) nextToken(ctx context.Context, name string, above uint64) (uint6
 		return 0, refusal("the token counter "+path+" cannot be written", err)
 	}
 	s.high = c.Last
-	return c.Last, nil
+	return floor + c.Last, nil
 }
 
 func (c *counter) decode(text []byte) error {
@@ -97,7 +97,7 @@ func (c *counter) decode(text []byte) error {
 	return nil
 }
 
-// tokensOnRecord returns a number that is above the token of every record in
+// tokensOnRecord returns a number that is above the count of every record in
 // the folder, and well above, since some may be unreadable or about to be
 // written; 0 if there are none.
 func (s *Store) tokensOnRecord() (uint64, error) {
@@ -114,7 +114,7 @@ func (s *Store) tokensOnRecord() (uint64, error) {
 		if e, err := s.read("", f.Name()); err != nil {
 			return 0, err
 		} else if e.corrupt == nil {
-			greatest = max(greatest, e.Token+tokenBlock)
+			greatest = max(greatest, e.count()+tokenBlock)
 		}
 	}
 	return min(greatest, backend.MaxToken), nil

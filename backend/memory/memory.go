@@ -14,10 +14,15 @@
 // them changes the Revision. Watchers are woken by the change itself: there is
 // no polling, and no goroutine or timer but those of a Watch in progress.
 //
-// Tokens come from one counter for the whole store. A claim's MinToken raises
-// it for every name, so a claim that asks for a token near [backend.MaxToken]
-// leaves few for the others. Transitions counts the changes of holder since the
-// record was made; Release deletes the record, and the count begins again.
+// A token is the sum of a floor and a counter. The counter is one for the whole
+// store. The floor belongs to the lease: 0 until a claim brings a MinToken, and
+// then the greatest MinToken that was granted. One near [backend.MaxToken] uses
+// up the tokens of its own lease and of no other: what would exceed MaxToken is
+// refused.
+//
+// Release deletes a record without a floor. One with a floor it vacates: there
+// is no holder, but the floor stays, and so does Transitions, which counts the
+// changes of holder since the record was made.
 //
 // A second arrival of the Attempt whose tenure is current, and has not expired,
 // renews that tenure, so that what it returns lasts Duration from the second
@@ -25,10 +30,10 @@
 //
 // # Limits
 //
-// Everything is gone when the process ends, and so is the counter: do not fence
-// something that outlives the process with these tokens. What memory:NAME holds
-// is gone as soon as its last client is closed, but the tokens of the next store
-// of any name in this process go on above those of the one that was closed.
+// Everything is gone when the process ends, the counter and the floors too: do
+// not fence something that outlives the process with these tokens. The tenures
+// of memory:NAME are gone as soon as its last client is closed. But whoever opens
+// memory:NAME again in this process finds the floors, and a counter that goes on.
 //
 // The default clock stands still while the machine is suspended; see
 // [WithClock].
@@ -94,7 +99,7 @@ type data struct {
 	mu       sync.Mutex
 	clients  int
 	records  map[string]*record
-	token    uint64 // the greatest one granted
+	counter  uint64 // of all grants; a token is this and the floor of its record
 	revision uint64
 	watchers map[string]map[chan struct{}]struct{}
 }
@@ -102,6 +107,7 @@ type data struct {
 type record struct {
 	backend.Record               // without Expired and Remaining
 	end            time.Duration // of the tenure, on the store's clock
+	floor          uint64        // the greatest MinToken granted
 }
 
 // New returns the first client of a new, private store.
@@ -129,11 +135,12 @@ func (d *data) client() *Store {
 	return &Store{data: d, closed: make(chan struct{})}
 }
 
-// named holds the stores that memory:NAME has opened and nobody has closed.
+// named holds the stores that memory:NAME has opened and nobody has closed, and
+// those that have floors to keep.
 var named = struct {
 	sync.Mutex
-	stores map[string]*data
-	token  uint64 // the greatest one of any that was closed
+	stores  map[string]*data
+	counter uint64 // the greatest one of any that was closed
 }{stores: make(map[string]*data)}
 
 func init() { backend.Register("memory", open) }
@@ -157,13 +164,13 @@ func open(_ context.Context, u *url.URL) (backend.Store, error) {
 		return d.client(), nil
 	}
 	s := New()
-	s.name, s.token = name, named.token
+	s.name, s.counter = name, named.counter
 	named.stores[name] = s.data
 	return s, nil
 }
 
-// Close closes this client and ends its watches; other clients go on. The data
-// is gone with the last one.
+// Close closes this client and ends its watches; other clients go on. With the
+// last one all tenures are gone.
 func (s *Store) Close() error {
 	named.Lock() // before s.mu, as in open
 	defer named.Unlock()
@@ -174,8 +181,13 @@ func (s *Store) Close() error {
 	}
 	close(s.closed)
 	if s.clients--; s.clients == 0 && named.stores[s.name] == s.data {
-		delete(named.stores, s.name)
-		named.token = max(named.token, s.token)
+		for _, r := range s.records {
+			s.vacate(r)
+		}
+		if len(s.records) == 0 {
+			delete(named.stores, s.name)
+		}
+		named.counter = max(named.counter, s.counter)
 	}
 	return nil
 }
@@ -255,16 +267,20 @@ func (s *Store) Acquire(ctx context.Context, claim backend.Claim) (backend.Recor
 	case old == nil && claim.Over != "":
 		return backend.Record{}, &backend.HeldError{Record: backend.Record{Name: claim.Name}}
 	case old != nil && claim.Over != "" && old.Revision != claim.Over,
-		old != nil && claim.Over == "" && !old.expired(now):
+		old != nil && claim.Over == "" && !old.Vacant() && !old.expired(now):
 		return backend.Record{}, &backend.HeldError{Record: old.view(now)}
 	}
-	token := max(s.token, claim.MinToken) + 1
+	floor := claim.MinToken
+	if old != nil {
+		floor = max(floor, old.floor)
+	}
+	token := floor + s.counter + 1
 	if token > backend.MaxToken {
-		return backend.Record{}, fmt.Errorf("%w: lease %q: the store has granted its greatest token, %d; there is none left", backend.ErrInvalid, claim.Name, uint64(backend.MaxToken))
+		return backend.Record{}, fmt.Errorf("%w: lease %q: its next token would be %d, with the floor %d that a MinToken sets; none can be greater than %d", backend.ErrInvalid, claim.Name, token, floor, uint64(backend.MaxToken))
 	}
 
-	s.token = token
-	r := &record{Record: backend.Record{
+	s.counter++
+	r := &record{floor: floor, Record: backend.Record{
 		Name:     claim.Name,
 		Holder:   claim.Holder,
 		Token:    token,
@@ -308,7 +324,8 @@ func (s *Store) Renew(ctx context.Context, rec backend.Record) (backend.Record, 
 	return r.view(now), nil
 }
 
-// Release ends rec's tenure and deletes the record.
+// Release ends rec's tenure. It deletes the record, or vacates it if there is a
+// floor to keep.
 func (s *Store) Release(ctx context.Context, rec backend.Record) error {
 	if err := s.enter(ctx, rec.Name); err != nil {
 		return err
@@ -321,9 +338,21 @@ func (s *Store) Release(ctx context.Context, rec backend.Record) error {
 	if rec.Expired && rec.Revision != r.Revision {
 		return fmt.Errorf("%w: lease %q: the tenure of %q was renewed since it was seen expired", backend.ErrLost, rec.Name, rec.Holder)
 	}
-	delete(s.records, rec.Name)
-	s.wake(rec.Name)
+	s.vacate(r)
 	return nil
+}
+
+// vacate leaves of the record what outlives its tenure: nothing, unless there is
+// a floor. s.mu is held.
+func (s *Store) vacate(r *record) {
+	if r.floor == 0 {
+		delete(s.records, r.Name)
+		s.wake(r.Name)
+		return
+	}
+	left := &record{floor: r.floor, Record: backend.Record{Name: r.Name, Transitions: r.Transitions}}
+	s.records[r.Name] = left
+	s.touch(left)
 }
 
 // tenure returns the record if it still is of rec's tenure. s.mu is held.
@@ -332,6 +361,8 @@ func (s *Store) tenure(rec backend.Record) (*record, error) {
 	switch {
 	case r == nil:
 		return nil, fmt.Errorf("%w: lease %q: there is no record any more", backend.ErrLost, rec.Name)
+	case r.Vacant():
+		return nil, fmt.Errorf("%w: lease %q: nobody holds it any more", backend.ErrLost, rec.Name)
 	case !r.SameTenure(rec):
 		return nil, fmt.Errorf("%w: lease %q: it is %q who holds it now, with token %d", backend.ErrLost, rec.Name, r.Holder, r.Token)
 	}
@@ -340,14 +371,21 @@ func (s *Store) tenure(rec backend.Record) (*record, error) {
 
 // renew starts r's duration at now, as one write to the record. s.mu is held.
 func (s *Store) renew(r *record, now time.Duration) {
-	s.revision++
-	r.Revision = strconv.FormatUint(s.revision, 10)
 	r.RenewedAt = time.Now().UTC().Round(0) // Round drops the monotonic reading
 	r.end = now + r.Duration
+	s.touch(r)
+}
+
+// touch makes what was done to r a write. s.mu is held.
+func (s *Store) touch(r *record) {
+	s.revision++
+	r.Revision = strconv.FormatUint(s.revision, 10)
 	s.wake(r.Name)
 }
 
-func (r *record) expired(now time.Duration) bool { return r.Seal == nil && now >= r.end }
+func (r *record) expired(now time.Duration) bool {
+	return r.Holder != "" && r.Seal == nil && now >= r.end
+}
 
 // view returns the record as it is at now. It shares nothing with the store.
 func (r *record) view(now time.Duration) backend.Record {
@@ -356,7 +394,7 @@ func (r *record) view(now time.Duration) backend.Record {
 	if r.Seal != nil {
 		seal := *r.Seal
 		v.Seal = &seal
-	} else if v.Expired = now >= r.end; !v.Expired {
+	} else if v.Expired = r.expired(now); v.Live() {
 		v.Remaining = r.end - now
 	}
 	return v

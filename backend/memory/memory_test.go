@@ -149,24 +149,138 @@ func TestReleaseOfAnExpiredRecordNeedsItsRevision(t *testing.T) {
 	})
 }
 
-func TestTokensRiseAndNeverWrap(t *testing.T) {
-	s := New()
-	c := claim("a", "x")
-	var last uint64
-	for _, floor := range []uint64{0, 0, 5, 3, 1 << 40, 0, backend.MaxToken - 1} {
-		c.MinToken = floor
-		rec := acquire(t, s, c)
-		if rec.Token <= last || rec.Token <= floor {
-			t.Errorf("token %d after %d with MinToken %d", rec.Token, last, floor)
+func release(t testing.TB, s *Store, rec backend.Record) {
+	t.Helper()
+	if err := s.Release(t.Context(), rec); err != nil {
+		t.Fatalf("Release(%+v): %v", rec, err)
+	}
+}
+
+// floored acquires with a MinToken.
+func floored(t testing.TB, s *Store, c backend.Claim, floor uint64) backend.Record {
+	t.Helper()
+	c.MinToken = floor
+	return acquire(t, s, c)
+}
+
+func TestTokenIsFloorPlusCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New()
+		count := uint64(0)
+		var rec backend.Record
+		want := func(step string, got backend.Record, floor uint64) {
+			t.Helper()
+			if count++; got.Token != floor+count {
+				t.Errorf("%s: token %d, want the floor %d and the count %d", step, got.Token, floor, count)
+			}
+			rec = got
 		}
-		last = rec.Token
-		if err := s.Release(t.Context(), rec); err != nil {
+		over := func(c backend.Claim) backend.Claim {
+			c.Over = rec.Revision
+			return c
+		}
+		const floor = 1 << 40
+		want("no MinToken", acquire(t, s, claim("a", "x")), 0)
+		want("a MinToken, Over", floored(t, s, over(claim("a", "x")), 5), 5)
+		want("a greater one, Over", floored(t, s, over(claim("a", "x")), floor), floor)
+		renewed, err := s.Renew(t.Context(), rec)
+		if err != nil {
 			t.Fatal(err)
 		}
+		release(t, s, renewed)
+		want("after release", acquire(t, s, claim("a", "y")), floor)
+		time.Sleep(10 * time.Second)
+		want("after expiry", acquire(t, s, claim("a", "z")), floor)
+		release(t, s, get(t, s, "a"))
+		want("a smaller MinToken", floored(t, s, claim("a", "x"), 3), floor)
+		seal := backend.Claim{Name: "a", Holder: "moved", Duration: backend.Forever, Seal: &backend.Seal{To: "etcd", Epoch: 1}}
+		want("sealed", acquire(t, s, over(seal)), floor)
+		want("over the seal", acquire(t, s, over(claim("a", "x"))), floor)
+		want("another name", acquire(t, s, claim("b", "x")), 0)
+		release(t, s, rec)
+		_, err = s.Get(t.Context(), "b")
+		wantErr(t, "Get of what was released and has no floor", err, backend.ErrNotFound)
+	})
+}
+
+// A claim near the greatest token there is uses up its own name, and nothing of
+// the others.
+func TestGreatestMinToken(t *testing.T) {
+	s := New()
+	rec := floored(t, s, claim("last", "x"), backend.MaxToken-1)
+	if rec.Token != backend.MaxToken {
+		t.Errorf("token %d", rec.Token)
 	}
-	c.MinToken = 0
+	release(t, s, rec)
+	left := get(t, s, "last")
+	for range 3 {
+		_, err := s.Acquire(t.Context(), claim("last", "x"))
+		wantErr(t, "a token above the greatest", err, backend.ErrInvalid)
+	}
+	if got := get(t, s, "last"); got.Revision != left.Revision {
+		t.Errorf("a refused claim wrote %+v", got)
+	}
+	c := claim("new", "x")
+	c.MinToken = backend.MaxToken - 1
 	_, err := s.Acquire(t.Context(), c)
-	wantErr(t, "a token above the greatest", err, backend.ErrInvalid)
+	wantErr(t, "a MinToken above which there is none", err, backend.ErrInvalid)
+	_, err = s.Get(t.Context(), "new")
+	wantErr(t, "Get of what was refused", err, backend.ErrNotFound)
+	for i, name := range []string{"new", "other"} {
+		if rec := acquire(t, s, claim(name, "x")); rec.Token != uint64(2+i) {
+			t.Errorf("%s got token %d", name, rec.Token)
+		}
+	}
+}
+
+func TestVacant(t *testing.T) {
+	s := New()
+	c := claim("a", "x")
+	c.Attempt, c.Metadata = "1", map[string]string{"k": "v"}
+	rec := floored(t, s, c, 1000)
+	release(t, s, rec)
+	left := get(t, s, "a")
+	if want := (backend.Record{Name: "a", Revision: left.Revision}); fmt.Sprint(left) != fmt.Sprint(want) || left.Revision == "" || left.Revision == rec.Revision {
+		t.Errorf("Release left %+v", left)
+	}
+	listed := 0
+	for got, err := range s.List(t.Context(), "") {
+		if listed++; err != nil || fmt.Sprint(got) != fmt.Sprint(left) {
+			t.Errorf("List yields %+v, %v", got, err)
+		}
+	}
+	if listed != 1 {
+		t.Errorf("List yields %d records", listed)
+	}
+	_, err := s.Renew(t.Context(), rec)
+	wantErr(t, "Renew of the old tenure", err, backend.ErrLost)
+	wantErr(t, "Release of the old tenure", s.Release(t.Context(), rec), backend.ErrLost)
+	_, err = s.Renew(t.Context(), left)
+	wantErr(t, "Renew of nobody's", err, backend.ErrLost)
+	wantErr(t, "Release of nobody's", s.Release(t.Context(), left), backend.ErrLost)
+
+	over := claim("a", "y")
+	over.Over = rec.Revision
+	_, err = s.Acquire(t.Context(), over)
+	var held *backend.HeldError
+	if !errors.As(err, &held) || fmt.Sprint(held.Record) != fmt.Sprint(left) {
+		t.Errorf("Over of the old tenure: %v", err)
+	}
+	over.Over = left.Revision
+	next := acquire(t, s, over)
+	if next.Token <= rec.Token || next.Transitions != 1 {
+		t.Errorf("Over of the vacant record got %+v", next)
+	}
+	release(t, s, next)
+	if again := get(t, s, "a"); again.Revision == left.Revision || again.Transitions != 1 {
+		t.Errorf("vacant again: %+v after %+v", again, left)
+	}
+	_, err = s.Acquire(t.Context(), over)
+	wantErr(t, "Over of the vacant record before", err, backend.ErrHeld)
+	// The attempt of a tenure that is over means nothing any more.
+	if got := acquire(t, s, c); got.Token <= next.Token || got.Transitions != 2 {
+		t.Errorf("the same attempt again got %+v", got)
+	}
 }
 
 func TestSealsLastForEver(t *testing.T) {
@@ -420,9 +534,27 @@ func TestURL(t *testing.T) {
 	defer d.Close()
 	_, err = d.Get(ctx, "n")
 	wantErr(t, "the data is gone with the last client", err, backend.ErrNotFound)
-	if again := acquire(t, d, claim("n", "h")); again.Token <= rec.Token {
+	again := acquire(t, d, claim("n", "h"))
+	if again.Token <= rec.Token {
 		t.Errorf("token %d after %d", again.Token, rec.Token)
 	}
+
+	// Of a lease with a floor, that is left.
+	high := floored(t, d, claim("floored", "h"), 1<<40)
+	d.Close()
+	e := open("memory:x%20y")
+	_, err = e.Get(ctx, "n")
+	wantErr(t, "the data is gone with the last client, but for floors", err, backend.ErrNotFound)
+	_, err = e.Renew(ctx, high)
+	wantErr(t, "Renew of a tenure that is gone", err, backend.ErrLost)
+	if next := acquire(t, e, claim("floored", "h")); next.Token != high.Token+1 {
+		t.Errorf("token %d after %d", next.Token, high.Token)
+	}
+	e.Close()
+	elsewhere := open("memory:z")
+	defer elsewhere.Close()
+	_, err = elsewhere.Get(ctx, "floored")
+	wantErr(t, "floors of another store", err, backend.ErrNotFound)
 
 	for _, url := range []string{"memory://host", "memory:/path", "memory:///x", "memory:x?y=z", "memory:x#y", "memory:%zz"} {
 		if _, err := backend.Open(ctx, url); !errors.Is(err, backend.ErrInvalid) {
@@ -550,22 +682,28 @@ func BenchmarkWake(b *testing.B) {
 }
 
 // A waiter that saw the lease free and was refused, by a holder that has gone
-// again, must be woken: it will not see that holder.
+// again, must be woken: it will not see that holder. So it is whether or not
+// Release leaves a record.
 func TestWatchTellsOfAbsenceAgain(t *testing.T) {
-	s := New()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	seen := 0
-	for rec, err := range s.Watch(ctx, "a") {
-		if err != nil || !rec.Vacant() {
-			t.Fatalf("%+v, %v", rec, err)
+	for _, floor := range []uint64{0, 1000} {
+		s := New()
+		if floor != 0 {
+			release(t, s, floored(t, s, claim("a", "x"), floor))
 		}
-		if seen++; seen == 2 {
-			return
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		seen := 0
+		for rec, err := range s.Watch(ctx, "a") {
+			if err != nil || !rec.Vacant() || rec.Expired || (rec.Revision != "") != (floor != 0) {
+				t.Fatalf("%+v, %v", rec, err)
+			}
+			if seen++; seen == 3 {
+				break
+			}
+			release(t, s, acquire(t, s, claim("a", "x")))
 		}
-		if err := s.Release(ctx, acquire(t, s, claim("a", "x"))); err != nil {
-			t.Fatal(err)
+		if seen != 3 {
+			t.Errorf("told %d times, with MinToken %d", seen, floor)
 		}
 	}
-	t.Errorf("told %d times", seen)
 }
