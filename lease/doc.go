@@ -25,7 +25,7 @@
 // A renewal that fails is not a loss. Renewals begin after a third of the
 // duration and are tried again, more and more often, until the tenure ends. Each
 // call of the store is given up after a quarter of the duration or half of what
-// is left, whichever is less.
+// is left, whichever is less, and after 30 s in any case.
 //
 // A loss is told once, with a cause ([Lease.Context]); who asks later sees the
 // same.

@@ -15,23 +15,31 @@ import (
 
 // operate runs one operation, after the one under way.
 func (l *Lease) operate(ctx context.Context, kind opKind) error {
-	if err := ctx.Err(); err != nil {
-		return context.Cause(ctx)
+	if ctx.Err() != nil {
+		return &interruptedError{context.Cause(ctx)}
 	}
 	select {
 	case l.turn <- struct{}{}:
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return &interruptedError{context.Cause(ctx)}
 	case <-l.base.Done():
 		return ErrClosed
 	}
+	// Observers may begin another operation, so they are told after this one.
+	defer l.tell()
 	defer func() { <-l.turn }()
-	if l.base.Err() != nil {
+	switch {
+	case l.base.Err() != nil:
 		return ErrClosed
+	case ctx.Err() != nil:
+		return &interruptedError{context.Cause(ctx)}
 	}
 
 	a := l.apply(event{kind: evStart, op: kind})
 	for !a.done {
+		if a.ended != nil { // a loss is not kept back until the store has answered
+			l.background(func(context.Context) { l.tell() })
+		}
 		rec, err := l.call(ctx, a.call)
 		e := event{kind: evReply, rec: rec, err: err}
 		switch {
@@ -39,9 +47,12 @@ func (l *Lease) operate(ctx context.Context, kind opKind) error {
 		case l.base.Err() != nil:
 			e = event{kind: evCancel, err: ErrClosed}
 		case ctx.Err() != nil:
-			e = event{kind: evCancel, err: context.Cause(ctx)}
+			e = event{kind: evCancel, err: ctx.Err()}
 		}
 		a = l.apply(e)
+		if e.kind == evCancel && a.err == ctx.Err() && a.err != nil {
+			a.err = &interruptedError{context.Cause(ctx)}
+		}
 	}
 	if a.settle {
 		l.background(func(ctx context.Context) {
@@ -60,7 +71,12 @@ func (l *Lease) call(ctx context.Context, c call) (backend.Record, error) {
 		rec backend.Record
 		err error
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout, &timeoutError{c.timeout})
+	// The caller's cause does not go along: a store that wraps it in its error
+	// would seem to have said what it says.
+	caller := ctx
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(caller), c.timeout, &timeoutError{c.timeout})
+	unlink := context.AfterFunc(caller, cancel)
+	defer unlink()
 	replies := make(chan reply, 1)
 	if !l.track() {
 		cancel()
@@ -120,9 +136,12 @@ func (e *timeoutError) Is(target error) bool { return target == context.Deadline
 func (e *timeoutError) Timeout() bool { return true }
 
 // apply steps the machine and does what it asks for, but for the call, which is
-// the caller's.
+// the caller's, as is tell.
 func (l *Lease) apply(e event) actions {
 	l.mu.Lock()
+	if l.closed && e.kind == evReply {
+		e = event{kind: evCancel, err: ErrClosed} // nothing begins after Close
+	}
 	now := l.clock.Now()
 	elapsed := now - l.state.op.sent
 	var a actions
@@ -132,6 +151,7 @@ func (l *Lease) apply(e event) actions {
 	var unschedule ScheduleID
 	if a.ended != nil {
 		l.era++
+		twins.remove(l)
 		l.stopAt.Store(0)
 		l.cancel(a.ended)
 		if l.timer != nil {
@@ -146,6 +166,7 @@ func (l *Lease) apply(e event) actions {
 	}
 	if a.began {
 		l.era++
+		twins.add(l)
 		l.ctx, l.cancel = context.WithCancelCause(context.Background())
 	}
 	if l.state.held {
@@ -182,7 +203,6 @@ func (l *Lease) apply(e event) actions {
 			l.kicked.Store(false)
 		}
 	}
-	l.tell()
 	return a
 }
 
@@ -198,6 +218,7 @@ func (l *Lease) tick(era uint64) {
 	l.mu.Unlock()
 	if current {
 		l.apply(event{kind: evTick})
+		l.tell()
 	}
 }
 

@@ -56,10 +56,19 @@ func describe(op, name string, err error) string {
 	return fmt.Sprintf("%s lease %q: %v", op, name, err)
 }
 
+// interruptedError says that the caller's context ended an operation. What its
+// cause wraps is the caller's affair: it may well be another lease's loss, and
+// must not be taken for this store's answer.
+type interruptedError struct{ cause error }
+
+func (e *interruptedError) Error() string { return "interrupted: " + e.cause.Error() }
+func (e *interruptedError) Unwrap() error { return e.cause }
+
 // otherHolder finds who is in the way.
 func otherHolder(err error) string {
 	var held *backend.HeldError
-	if errors.As(err, &held) {
+	var interrupted *interruptedError
+	if !errors.As(err, &interrupted) && errors.As(err, &held) {
 		return held.Record.Holder
 	}
 	return ""

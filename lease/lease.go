@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -62,7 +63,7 @@ func New(store backend.Store, name string, opts ...Option) (*Lease, error) {
 	if store == nil {
 		return nil, fmt.Errorf("%w: the store is nil", backend.ErrInvalid)
 	}
-	if o.holder == "" {
+	if !o.shared {
 		o.holder = NewHolder()
 	}
 	traits := store.Traits()
@@ -73,7 +74,7 @@ func New(store backend.Store, name string, opts ...Option) (*Lease, error) {
 		store: store,
 		rules: rules{
 			name: name, holder: string(o.holder), duration: o.duration, grace: o.grace, maxHold: o.maxHold,
-			metadata: maps.Clone(o.metadata), visible: traits.RenewalsVisible, prefix: rand.Text() + "-",
+			metadata: maps.Clone(o.metadata), visible: traits.RenewalsVisible, prefix: rand.Text() + "-", shared: o.shared,
 		},
 		clock: o.clock, service: o.service, interval: o.interval, renews: !o.noRenewal,
 		logger: o.logger, observers: o.observers,
@@ -104,7 +105,7 @@ var neverHeld = func() context.Context {
 // If the answer to the request is lost, the record is read back: what was
 // granted is claimed anew, with a new token, or freed.
 func (l *Lease) Acquire(ctx context.Context) error {
-	return l.acquisitionError("acquire", l.operate(ctx, opTake))
+	return l.acquisitionError("acquire", l.operate(ctx, opTake), nil)
 }
 
 // TryAcquire is Acquire that reports whether it succeeded.
@@ -115,7 +116,7 @@ func (l *Lease) TryAcquire(ctx context.Context) bool { return l.Acquire(ctx) == 
 // *AcquisitionError. While a tenure is under way, an error other than
 // backend.ErrHeld and backend.ErrLost has not ended it.
 func (l *Lease) Renew(ctx context.Context) error {
-	return l.acquisitionError("renew", l.operate(ctx, opTake))
+	return l.acquisitionError("renew", l.operate(ctx, opTake), nil)
 }
 
 // TryRenew is Renew that reports whether it succeeded.
@@ -126,7 +127,7 @@ func (l *Lease) TryRenew(ctx context.Context) bool { return l.Renew(ctx) == nil 
 // loss backend.ErrLost; any other has not ended the tenure. It is always an
 // *AcquisitionError.
 func (l *Lease) Extend(ctx context.Context) error {
-	return l.acquisitionError("extend", l.operate(ctx, opExtend))
+	return l.acquisitionError("extend", l.operate(ctx, opExtend), nil)
 }
 
 // Release ends the tenure: the context is cancelled and renewal stopped, then
@@ -138,7 +139,10 @@ func (l *Lease) Extend(ctx context.Context) error {
 // *RelinquishmentError.
 func (l *Lease) Release(ctx context.Context) error {
 	// At once, and not only when the operation under way has finished.
-	l.apply(event{kind: evEnd, err: ErrReleased})
+	l.end(ErrReleased)
+	for _, twin := range twins.of(l) {
+		twin.end(ErrReleased)
+	}
 	if err := l.operate(ctx, opRelease); err != nil {
 		return &RelinquishmentError{Op: "release", Name: l.rules.name, Other: otherHolder(err), Err: err}
 	}
@@ -253,8 +257,12 @@ func (l *Lease) RenewalService() RenewalService { return l.service }
 // nothing is scheduled.
 func (l *Lease) ScheduleID() ScheduleID {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.schedule
+	id := l.schedule
+	l.mu.Unlock()
+	if id != 0 && !l.service.IsScheduled(id) {
+		return 0 // somebody has cancelled it
+	}
+	return id
 }
 
 // Close ends the tenure (the cause is ErrClosed) and everything this Lease has
@@ -266,29 +274,46 @@ func (l *Lease) Close() error {
 	l.mu.Lock()
 	l.closed = true
 	l.mu.Unlock()
-	l.apply(event{kind: evEnd, err: ErrClosed})
+	l.end(ErrClosed)
 	l.close()
 	l.running.Wait()
 	return nil
 }
 
-func (l *Lease) acquisitionError(op string, err error) error {
+// end ends the tenure for a reason of this Lease's own.
+func (l *Lease) end(cause error) {
+	l.apply(event{kind: evEnd, err: cause})
+	l.tell()
+}
+
+// acquisitionError makes the error of an operation. refusal is the one that
+// names who was in the way, where it is not err itself.
+func (l *Lease) acquisitionError(op string, err, refusal error) error {
 	if err == nil {
 		return nil
 	}
-	return &AcquisitionError{Op: op, Name: l.rules.name, Other: otherHolder(err), Err: err}
+	return &AcquisitionError{Op: op, Name: l.rules.name, Other: otherHolder(cmp.Or(refusal, err)), Err: err}
+}
+
+// see tells the machine of a record that arrived by itself.
+func (l *Lease) see(rec backend.Record) {
+	l.apply(event{kind: evSeen, rec: rec})
+	l.tell()
 }
 
 // look reads the record, for a question.
 func (l *Lease) look(ctx context.Context) (rec backend.Record, expired bool, err error) {
 	rec, err = l.call(ctx, call{verb: verbGet, timeout: min(l.rules.duration/4, maxTimeout)})
+	if err != nil && ctx.Err() != nil {
+		err = &interruptedError{context.Cause(ctx)}
+	}
 	if errors.Is(err, backend.ErrNotFound) {
 		rec, err = backend.Record{Name: l.rules.name}, nil
 	}
 	if err != nil {
 		return rec, false, fmt.Errorf("look at lease %q: %w", l.rules.name, err)
 	}
-	l.apply(event{kind: evSeen, rec: rec})
+	l.see(rec)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return rec, l.rules.expired(&l.state, rec, l.clock.Now()), nil

@@ -445,15 +445,191 @@ func TestSharedHolder(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := memory.New()
 		a, b := newLease(t, s, lease.WithHolder("us")), newLease(t, s, lease.WithHolder("us"))
-		must(t, a.Acquire(t.Context()))
-		must(t, b.Acquire(t.Context()))
-		if a.Token() != b.Token() {
-			t.Errorf("tokens %d and %d", a.Token(), b.Token())
+		elsewhere := newLease(t, conformance.NewFaults(s).Store(), lease.WithHolder("us")) // another client, as of another process
+		for _, l := range []*lease.Lease{a, b, elsewhere} {
+			must(t, l.Acquire(t.Context()))
+			if l.Token() != a.Token() {
+				t.Errorf("tokens %d and %d", a.Token(), l.Token())
+			}
 		}
 		must(t, b.Release(t.Context()))
-		time.Sleep(duration)
-		if a.Held() || !errors.Is(cause(a), lease.ErrTaken) {
+		if a.Held() || !errors.Is(cause(a), lease.ErrReleased) {
 			t.Errorf("held after its twin released it: %v", cause(a))
+		}
+		time.Sleep(duration)
+		if elsewhere.Held() || !errors.Is(cause(elsewhere), lease.ErrTaken) {
+			t.Errorf("held after its twin elsewhere released it: %v", cause(elsewhere))
+		}
+	})
+}
+
+// What an acquire of unknown outcome left may be another's by now, if that has
+// the same holder.
+func TestSettlingDoesNotFreeWhatATwinHasJoined(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := memory.New()
+		f := conformance.NewFaults(s)
+		a, b := newLease(t, f.Store(), lease.WithHolder("us")), newLease(t, s, lease.WithHolder("us"))
+		f.Next(conformance.VerbAcquire, func(ctx context.Context, call func(context.Context) (backend.Record, error)) (backend.Record, error) {
+			_, _ = call(ctx)
+			must(t, b.Acquire(t.Context())) // before the reply is lost
+			return backend.Record{}, conformance.ErrInjected
+		})
+		f.Next(conformance.VerbGet, conformance.Fail(nil))
+		_ = a.Acquire(t.Context())
+		time.Sleep(duration)
+		if rec, err := s.Get(t.Context(), "x"); err != nil || !b.Held() || rec.Holder != "us" {
+			t.Errorf("the twin's tenure was freed: %+v, %v", rec, err)
+		}
+	})
+}
+
+func TestObserversMayCallTheLease(t *testing.T) {
+	for _, kind := range []lease.EventKind{lease.EventBlocked, lease.EventAcquired, lease.EventRenewed, lease.EventRenewFailed, lease.EventEnded, lease.EventReleased} {
+		bubble(t, func(t *testing.T) {
+			f := faults()
+			other := newLease(t, f.Store())
+			var l *lease.Lease
+			called := false
+			l = newLease(t, f.Store(), lease.WithObserver(func(e lease.Event) {
+				if e.Kind == kind && !called {
+					called = true
+					_ = l.Renew(t.Context())
+					_ = l.Release(t.Context())
+				}
+			}))
+			must(t, other.Acquire(t.Context()))
+			_ = l.Acquire(t.Context())
+			must(t, other.Release(t.Context()))
+			_ = l.Acquire(t.Context())
+			f.Next(conformance.VerbRenew, nil, conformance.Fail(nil))
+			_ = l.Renew(t.Context())
+			_ = l.Renew(t.Context())
+			_ = l.Release(t.Context())
+			if !called {
+				t.Errorf("%s was not told", kind)
+			}
+		})
+	}
+}
+
+// The cause of a caller's context is often another lease's loss.
+func TestCauseOfACallersContextIsNotTheStoresAnswer(t *testing.T) {
+	thief := &backend.HeldError{Record: backend.Record{Name: "y", Holder: "thief", Token: 9}}
+	for _, foreign := range []error{fmt.Errorf("%w: %w", lease.ErrTaken, backend.ErrLost), fmt.Errorf("%w: %w", lease.ErrTaken, thief)} {
+		bubble(t, func(t *testing.T) {
+			f := faults()
+			l := newLease(t, f.Store())
+			for _, verb := range []conformance.Verb{conformance.VerbAcquire, conformance.VerbRenew} {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				f.Next(verb, func(ctx context.Context, call func(context.Context) (backend.Record, error)) (backend.Record, error) {
+					_, _ = call(ctx)
+					cancel(foreign)
+					<-ctx.Done()
+					return backend.Record{}, context.Cause(ctx) // as a store may put it
+				})
+				err := l.Renew(ctx)
+				var acq *lease.AcquisitionError
+				if !errors.Is(err, foreign) || !errors.As(err, &acq) || acq.Other != "" {
+					t.Errorf("%s: %v", verb, err)
+				}
+				synctest.Wait()
+				if verb == conformance.VerbAcquire {
+					if rec, err := f.Store().Get(t.Context(), "x"); !errors.Is(err, backend.ErrNotFound) {
+						t.Errorf("the acquire is left behind: %+v", rec)
+					}
+					must(t, l.Acquire(t.Context()))
+				} else if !l.Held() {
+					t.Errorf("another's loss ended the tenure: %v", cause(l))
+				}
+			}
+		})
+	}
+}
+
+func TestNothingBeginsAfterClose(t *testing.T) {
+	for range 2000 {
+		s := &signalling{Store: memory.New(), granted: make(chan struct{})}
+		l, err := lease.New(s, "x")
+		must(t, err)
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			<-s.granted
+			l.Close()
+		}()
+		_ = l.Acquire(context.Background())
+		<-closed
+		if l.Held() || l.ScheduleID() != 0 || l.Context().Err() == nil {
+			t.Fatalf("held after Close: %v, schedule %v", l.Held(), l.ScheduleID())
+		}
+	}
+}
+
+// signalling tells when an acquire has been granted.
+type signalling struct {
+	backend.Store
+	granted chan struct{}
+}
+
+func (s *signalling) Acquire(ctx context.Context, c backend.Claim) (backend.Record, error) {
+	defer close(s.granted)
+	return s.Store.Acquire(ctx, c)
+}
+
+func TestAHungLookDoesNotBlindAWaiter(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		// A store that must be polled, and whose renewals do not show.
+		f := faults()
+		s := &polled{f.Store()}
+		a, b := newLease(t, s), newLease(t, s)
+		must(t, a.Acquire(t.Context()))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		f.Next(conformance.VerbGet, nil, conformance.Hang())
+		go func() { done <- b.Await(ctx) }()
+		time.Sleep(2 * time.Second)
+		must(t, a.Release(t.Context()))
+		start := time.Now()
+		must(t, <-done)
+		if d := time.Since(start); d > 10*time.Second {
+			t.Errorf("it took %v to find the lease free", d)
+		}
+		must(t, b.Release(t.Context()))
+		cancel()
+
+		// Nor does one that ignores its context keep Await.
+		must(t, a.Acquire(t.Context()))
+		ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		until := make(chan struct{})
+		f.Every(conformance.Stall(until), conformance.VerbGet)
+		start = time.Now()
+		if err := b.Await(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Second {
+			t.Errorf("after %v: %v", time.Since(start), err)
+		}
+		close(until)
+	})
+}
+
+type polled struct{ backend.Store }
+
+func (s *polled) Traits() backend.Traits {
+	t := s.Store.Traits()
+	t.RenewalsVisible = false
+	return t
+}
+
+func TestAwaitByTheHolder(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := faults()
+		l := newLease(t, f.Store())
+		must(t, l.Acquire(t.Context()))
+		f.Every(conformance.Hang())
+		start := time.Now()
+		must(t, l.Await(t.Context()))
+		if time.Since(start) != 0 {
+			t.Errorf("it took %v", time.Since(start))
 		}
 	})
 }
@@ -724,6 +900,8 @@ func TestNewChecksItsOptions(t *testing.T) {
 		"service without":    {lease.WithRenewalService(lease.DefaultRenewalService()), lease.WithoutRenewal()},
 		"no max hold":        {lease.WithMaxHold(0)},
 		"no clock":           {lease.WithClock(nil)},
+		"no observer":        {lease.WithObserver(nil)},
+		"empty holder":       {lease.WithHolder("")},
 		"long holder":        {long},
 		"metadata":           {lease.WithMetadata(map[string]string{"": "x"})},
 	} {

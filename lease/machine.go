@@ -27,6 +27,7 @@ type rules struct {
 	metadata map[string]string
 	visible  bool   // backend.Traits.RenewalsVisible
 	prefix   string // of every Attempt of this Lease, and of nobody else's
+	shared   bool   // other Leases may have the same holder
 }
 
 // state is all that a Lease knows.
@@ -44,8 +45,9 @@ type state struct {
 
 // sighting is another's record, and since when it has been seen unchanged.
 type sighting struct {
-	rec   backend.Record
-	since time.Duration
+	rec     backend.Record
+	since   time.Duration
+	longest time.Duration // duration that was published since then
 }
 
 // operation is what a caller, or the renewal service, asked for. There is one
@@ -139,6 +141,15 @@ const (
 // run at different rates, and 2 ms for their granularity.
 func deadlineOf(sent, d time.Duration) time.Duration { return sent + d - d/100 - 2*time.Millisecond }
 
+// stopOf is when the context of a tenure ends that was asked for then.
+func (r *rules) stopOf(sent, d time.Duration) time.Duration {
+	stop := deadlineOf(sent, d) - r.grace
+	if r.maxHold > 0 {
+		stop = min(stop, sent+r.maxHold)
+	}
+	return stop
+}
+
 // observedOver is how long an observer must have seen a record of duration d
 // unchanged: more by the same hundredth.
 func observedOver(d time.Duration) time.Duration { return d + d/100 }
@@ -223,10 +234,14 @@ func (r *rules) reply(s *state, a *actions, e event, now time.Duration) {
 func (r *rules) acquireReply(s *state, a *actions, e event, now time.Duration) {
 	var held *backend.HeldError
 	switch {
-	case e.err == nil && now >= deadlineOf(s.op.sent, e.rec.Duration)-r.grace:
+	case e.err == nil && now >= r.stopOf(s.op.sent, e.rec.Duration):
 		// Granted, but the answer took as long as the tenure lasts.
 		s.op.tooLate = true
 		s.op.err = fmt.Errorf("the store took %v to grant %v: too late to be of use", now-s.op.sent, e.rec.Duration)
+		if r.shared {
+			r.finish(s, a, s.op.err) // another may have joined the tenure
+			return
+		}
 		r.send(s, a, verbRelease, e.rec, "", now)
 	case e.err == nil:
 		s.op.unsettled = false
@@ -252,7 +267,7 @@ func (r *rules) refused(s *state, a *actions, rec backend.Record, err error, now
 		// Left by an acquire whose answer never came, or by a tenure that ended
 		// here. Its token must not be used again, so the tenure is not adopted.
 		r.send(s, a, verbAcquire, backend.Record{}, rec.Revision, now)
-	case rec.Holder == r.holder:
+	case rec.Holder == r.holder: // of a Lease with the same holder, or of this one before
 		s.op.join = true
 		r.send(s, a, verbRenew, rec, "", now)
 	case rec.Vacant(), rec.Expired:
@@ -281,7 +296,7 @@ func (r *rules) renewReply(s *state, a *actions, e event, now time.Duration) {
 	s.op.join = false
 	switch {
 	case e.err == nil && join:
-		if now >= deadlineOf(s.op.sent, e.rec.Duration)-r.grace {
+		if now >= r.stopOf(s.op.sent, e.rec.Duration) {
 			r.finish(s, a, fmt.Errorf("the store took %v to renew for %v: too late to be of use", now-s.op.sent, e.rec.Duration))
 			return
 		}
@@ -416,7 +431,8 @@ func (r *rules) send(s *state, a *actions, v verb, rec backend.Record, over stri
 
 // finish ends the operation.
 func (r *rules) finish(s *state, a *actions, err error) {
-	a.done, a.err, a.settle = true, err, s.op.unsettled && s.op.kind == opTake
+	// What another with the same holder may have joined is not freed behind its back.
+	a.done, a.err, a.settle = true, err, s.op.unsettled && s.op.kind == opTake && !r.shared
 	switch {
 	case s.op.kind == opTake && !s.held && errors.Is(err, backend.ErrHeld):
 		a.note, a.noteOf, a.about = EventBlocked, err, s.seen.rec
@@ -466,9 +482,11 @@ func (s *state) lose(a *actions, cause error) {
 	s.tenure = backend.Record{}
 }
 
-// ownAttempt reports whether rec was granted to an acquire of this Lease value.
+// ownAttempt reports whether rec was granted to an acquire of this Lease value,
+// and to nobody else. A Lease that shares its holder cannot know: another may
+// have joined the tenure since.
 func (r *rules) ownAttempt(rec backend.Record) bool {
-	return rec.Holder == r.holder && strings.HasPrefix(rec.Attempt, r.prefix)
+	return !r.shared && rec.Holder == r.holder && strings.HasPrefix(rec.Attempt, r.prefix)
 }
 
 // sight remembers another's record. Only a change of holder, token or renewal
@@ -478,10 +496,12 @@ func (s *state) sight(r *rules, rec backend.Record, now time.Duration) {
 	switch {
 	case rec.Vacant():
 		s.seen = sighting{}
-	case old.Holder == rec.Holder && old.Token == rec.Token && old.RenewedAt.Equal(rec.RenewedAt):
-		s.seen.rec = rec
+	case old.Holder == rec.Holder && old.Token == rec.Token && old.RenewedAt.Equal(rec.RenewedAt) &&
+		(old.Revision == rec.Revision || !rec.RenewedAt.IsZero()):
+		// An edit must not shorten what the holder counts on.
+		s.seen.rec, s.seen.longest = rec, max(s.seen.longest, rec.Duration)
 	default:
-		s.seen = sighting{rec: rec, since: now}
+		s.seen = sighting{rec: rec, since: now, longest: rec.Duration}
 	}
 }
 
@@ -498,7 +518,7 @@ func (g sighting) overAt(r *rules) (at time.Duration, ok bool) {
 	if g.rec.Vacant() || g.rec.Seal != nil || g.rec.Duration == backend.Forever || !r.visible {
 		return 0, false
 	}
-	d := g.rec.Duration
+	d := g.longest
 	if d <= 0 {
 		d = r.duration // a foreign client that publishes none
 	}

@@ -316,6 +316,52 @@ func TestTakeoverByObservation(t *testing.T) {
 	}
 }
 
+// The holder counts on the duration it was granted, whatever an edit says.
+func TestEditDoesNotShortenTheWait(t *testing.T) {
+	c := newScript(t)
+	c.step(event{kind: evSeen, rec: other})
+	c.now += 2 * time.Second
+	edited := other
+	edited.Duration, edited.Revision = time.Second, "10"
+	c.start(opTake, verbAcquire)
+	c.done(c.reply(backend.Record{}, heldBy(edited)), backend.ErrHeld)
+	// A store that stamps no renewals shows them by the revision alone.
+	c = newScript(t)
+	unstamped := other
+	unstamped.RenewedAt = time.Time{}
+	c.step(event{kind: evSeen, rec: unstamped})
+	c.now += 11 * time.Second
+	unstamped.Revision = "10"
+	c.start(opTake, verbAcquire)
+	c.done(c.reply(backend.Record{}, heldBy(unstamped)), backend.ErrHeld)
+}
+
+func TestGrantAfterTheLongestHoldIsGivenBack(t *testing.T) {
+	c := newScript(t)
+	c.r.maxHold = time.Second
+	call := c.start(opTake, verbAcquire)
+	c.now += 2 * time.Second
+	c.call(c.reply(grant(call, 5), nil), verbRelease)
+}
+
+func TestSharedHolderLeavesUnknownAcquiresAlone(t *testing.T) {
+	c := newScript(t)
+	c.r.shared = true
+	first := c.start(opTake, verbAcquire)
+	c.call(c.reply(backend.Record{}, errUnknown), verbGet)
+	join := c.call(c.reply(grant(first, 7), nil), verbRenew) // another may have joined it
+	c.done(c.reply(join.rec, nil), nil)
+	c.step(event{kind: evEnd, err: ErrReleased})
+
+	c = newScript(t)
+	c.r.shared = true
+	call := c.start(opTake, verbAcquire)
+	c.now += 9 * time.Second
+	if a := c.reply(grant(call, 5), nil); !a.done || a.err == nil || a.settle {
+		t.Errorf("a grant that came too late: done %v with %v, settle %v", a.done, a.err, a.settle)
+	}
+}
+
 func TestForeignRecordWithoutDurationIsWaitedForOwnDuration(t *testing.T) {
 	c := newScript(t)
 	rec := other

@@ -18,6 +18,7 @@ type Option func(*options)
 type options struct {
 	duration    time.Duration
 	holder      Holder
+	shared      bool // the caller named the holder, so others may have the same
 	service     RenewalService
 	interval    time.Duration
 	intervalSet bool
@@ -38,8 +39,12 @@ type options struct {
 func WithDuration(d time.Duration) Option { return func(o *options) { o.duration = d } }
 
 // WithHolder sets the identity to hold the lease under. Leases that share one
-// share the tenure. The default is an identity of its own for each Lease.
-func WithHolder(h Holder) Option { return func(o *options) { o.holder = h } }
+// share the tenure: each renews it, and a release by any ends it for all; for
+// those of this process and store at once, for others when they renew or watch
+// next. The default is an identity of its own for each Lease.
+func WithHolder(h Holder) Option {
+	return func(o *options) { o.holder, o.shared = h, true }
+}
 
 // WithRenewalService sets who renews. The default is DefaultRenewalService.
 func WithRenewalService(s RenewalService) Option { return func(o *options) { o.service = s } }
@@ -93,6 +98,11 @@ func (o *options) check(name string, traits backend.Traits) error {
 	if o.clock == nil {
 		return invalid("the clock is nil")
 	}
+	for _, observe := range o.observers {
+		if observe == nil {
+			return invalid("an observer is nil")
+		}
+	}
 	claim := backend.Claim{Name: name, Holder: string(o.holder), Duration: o.duration, Metadata: o.metadata}
 	if _, err := backend.CheckClaim(claim, traits); err != nil {
 		return err
@@ -108,7 +118,7 @@ func (o *options) check(name string, traits backend.Traits) error {
 	case o.grace < 0:
 		return invalid("the grace is %v, it must not be negative", o.grace)
 	case usable <= o.interval && !o.graceSet && !o.intervalSet:
-		return invalid("the duration %v is too short to be sure of: 5ms is the least, seconds are usual", o.duration)
+		return invalid("the duration %v is too short to be sure of: it takes some milliseconds at least, seconds are usual", o.duration)
 	case usable <= 0:
 		return invalid("the grace %v leaves nothing of the duration %v", o.grace, o.duration)
 	case o.maxHoldSet && o.maxHold <= 0:

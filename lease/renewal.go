@@ -91,6 +91,7 @@ type entry struct {
 	index     int           // in the due queue; -1 elsewhere
 	failures  int           // in a row
 	cancelled bool
+	stop      context.CancelFunc // of the renewal under way
 }
 
 // lane is the renewals of one store.
@@ -157,6 +158,9 @@ func (s *scheduler) cancel(e *entry) bool {
 		return false
 	}
 	e.cancelled = true
+	if e.stop != nil {
+		e.stop() // it may still be waiting for its turn
+	}
 	delete(s.entries, e.id)
 	if e.index >= 0 {
 		heap.Remove(&s.due, e.index)
@@ -171,11 +175,11 @@ func (s *scheduler) cancel(e *entry) bool {
 	return true
 }
 
-// laneKey tells stores apart. A store whose type cannot be compared shares a
-// lane with others of its type.
+// laneKey tells stores apart. Those that cannot be compared share a lane with
+// others of their type.
 func laneKey(store backend.Store) any {
-	if t := reflect.TypeOf(store); !t.Comparable() {
-		return t
+	if v := reflect.ValueOf(store); !v.Comparable() {
+		return v.Type()
 	}
 	return store
 }
@@ -257,9 +261,13 @@ func (s *scheduler) work(ln *lane, w *worker, e *entry) {
 		if !e.cancelled {
 			start := s.clock.Now()
 			w.since = start
+			var ctx context.Context
+			ctx, e.stop = context.WithCancel(context.Background())
 			s.mu.Unlock()
-			err := e.lease.Extend(context.Background())
+			err := e.lease.Extend(ctx)
 			s.mu.Lock()
+			e.stop()
+			e.stop = nil
 			s.again(e, start, err)
 		}
 		if len(ln.ready) == 0 {

@@ -130,6 +130,43 @@ func TestCancelledScheduleDoesNotFire(t *testing.T) {
 	})
 }
 
+func TestCancelledScheduleDoesNotFireWhenItsTurnComes(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := faults()
+		svc := lease.NewRenewalService(lease.RuntimeClock)
+		l := newLease(t, f.Store(), lease.WithRenewalService(svc), lease.WithDuration(20*time.Second))
+		must(t, l.Acquire(t.Context()))
+		f.Next(conformance.VerbRenew, conformance.Delay(4*time.Second))
+		time.Sleep(5 * time.Second)
+		go l.Renew(t.Context()) // is under way when the scheduled one is due
+		time.Sleep(3 * time.Second)
+		if !svc.Cancel(l.ScheduleID()) || l.ScheduleID() != 0 {
+			t.Errorf("cancelled, but the schedule is %v", l.ScheduleID())
+		}
+		<-l.Context().Done()
+		if n := f.Calls(conformance.VerbRenew); n != 1 {
+			t.Errorf("%d renewals, one of them after Cancel", n)
+		}
+	})
+}
+
+type labelled struct {
+	*memory.Store
+	labels []string
+}
+
+type decorated struct{ backend.Store }
+
+func TestStoresThatCannotBeCompared(t *testing.T) {
+	for _, s := range []backend.Store{labelled{memory.New(), nil}, decorated{labelled{memory.New(), nil}}} {
+		l, err := lease.New(s, "x", lease.WithHolder("h"))
+		must(t, err)
+		must(t, l.Acquire(t.Context()))
+		must(t, l.Release(t.Context()))
+		must(t, l.Close())
+	}
+}
+
 func TestRenewalDelay(t *testing.T) {
 	svc := lease.NewRenewalService(nil)
 	l, err := lease.New(memory.New(), "x", lease.WithDuration(9*time.Second))

@@ -21,15 +21,20 @@ import (
 // backend.ErrHeld ends it. The error is an *AcquisitionError: when ctx has ended
 // it wraps the cause and names who held the lease last.
 func (l *Lease) Await(ctx context.Context) error {
+	if l.Held() {
+		return nil
+	}
 	err := l.operate(ctx, opTake)
 	if err == nil || hopeless(err) {
-		return l.acquisitionError("await", err)
+		return l.acquisitionError("await", err, nil)
 	}
 	w := waiter{l: l, last: err}
 	if ctx.Err() != nil {
-		return l.acquisitionError("await", w.gaveUp(ctx))
+		err = w.gaveUp(ctx)
+	} else {
+		err = w.wait(ctx)
 	}
-	return l.acquisitionError("await", w.wait(ctx))
+	return l.acquisitionError("await", err, w.last)
 }
 
 // Run waits for the lease, calls f while it is held, and releases it after f has
@@ -53,20 +58,15 @@ func (l *Lease) Run(ctx context.Context, f func(ctx context.Context) error) (err
 	}
 	work, cancel := context.WithCancelCause(ctx)
 	unlink := context.AfterFunc(tenure, func() { cancel(context.Cause(tenure)) })
-	watched := make(chan struct{})
 	if _, ok := l.store.(backend.Watcher); ok {
-		go func() {
-			defer close(watched)
+		l.background(func(context.Context) {
 			for range l.Observe(work) { // what it sees is told to the machine
 			}
-		}()
-	} else {
-		close(watched)
+		})
 	}
 	defer func() {
 		unlink()
 		cancel(nil)
-		<-watched
 		var lost error
 		if tenure.Err() != nil {
 			lost = context.Cause(tenure)
@@ -90,7 +90,7 @@ func (l *Lease) Observe(ctx context.Context) iter.Seq2[backend.Record, error] {
 	return func(yield func(backend.Record, error) bool) {
 		for rec, err := range backend.Watch(ctx, l.store, l.rules.name) {
 			if err == nil {
-				l.apply(event{kind: evSeen, rec: rec})
+				l.see(rec)
 			}
 			if !yield(rec, err) {
 				return
@@ -127,15 +127,12 @@ func (w *waiter) wait(ctx context.Context) error {
 	l := w.l
 	watchCtx, stop := context.WithCancel(ctx)
 	news := make(chan news, 1)
-	done := make(chan struct{})
-	go func(last error) {
-		defer close(done)
-		w.watch(watchCtx, news, last)
-	}(w.last)
-	defer func() {
-		stop()
-		<-done
-	}()
+	defer stop()
+	// It ends when this call does, if the store heeds its context; Close waits.
+	last := w.last
+	if !l.background(func(context.Context) { w.watch(watchCtx, news, last) }) {
+		return ErrClosed
+	}
 
 	var (
 		free  bool   // the watch says so
@@ -213,8 +210,9 @@ func (w *waiter) pause(free, blind bool) time.Duration {
 }
 
 func (w *waiter) gaveUp(ctx context.Context) error {
-	if errors.Is(w.last, context.Cause(ctx)) { // there was no other reason
-		return fmt.Errorf("gave up waiting: %w", w.last)
+	var interrupted *interruptedError
+	if errors.As(w.last, &interrupted) { // there was no other reason
+		return fmt.Errorf("gave up waiting: %w", context.Cause(ctx))
 	}
 	return fmt.Errorf("gave up waiting: %w; last: %w", context.Cause(ctx), w.last)
 }

@@ -42,7 +42,7 @@ func bootID() (string, error) {
 func afterFunc(d time.Duration, f func()) Timer {
 	t := &timer{f: f, at: now() + max(d, 0)}
 	if err := timers.add(t); err != nil {
-		// No timerfd to be had (a sandbox, or no descriptor left): the runtime's
+		// No timerfd to be had (a sandbox, or a limit that is reached): the runtime's
 		// timer is late by the time spent in suspend, but it is a timer.
 		return time.AfterFunc(d, f)
 	}
@@ -71,7 +71,12 @@ func (d *dispatcher) add(t *timer) error {
 		if err != nil {
 			return err
 		}
-		d.file = os.NewFile(uintptr(fd), "timerfd")
+		file := os.NewFile(uintptr(fd), "timerfd")
+		if err := file.SetReadDeadline(time.Time{}); err != nil {
+			file.Close()
+			return err // it cannot be waited for: the limit of epoll is reached, or a sandbox forbids it
+		}
+		d.file = file
 		heap.Push(&d.queue, t)
 		d.arm(t.at)
 		go d.run(d.file)
