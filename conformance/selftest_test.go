@@ -101,6 +101,7 @@ var caught = []struct {
 	{broken.SameHolderIsGranted, "contract/acquire-same-holder", broken.Options{}},
 	{broken.RefusalIsEmpty, "contract/acquire-held", broken.Options{}},
 	{broken.RenewalsAreHidden, "contract/over-renewed", broken.Options{}},
+	{broken.RenewalsAreNotStamped, "contract/over-renewed", broken.Options{}},
 	{broken.RenewalsLookLikeChanges, "contract/renew", broken.Options{}},
 	{broken.FoldsCase, "names/distinct", broken.Options{}},
 	{broken.CutsNames, "names/long", broken.Options{}},

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -1284,6 +1285,68 @@ func TestWatchTellsOfAbsenceAgain(t *testing.T) {
 		}
 		if seen != 3 {
 			t.Errorf("told %d times, with MinToken %d", seen, floor)
+		}
+	}
+}
+
+// A process that is stopped while it takes a token must not make live holders
+// lose their leases because others wait for one.
+func TestStuckTokenCounterDoesNotKeepHoldersFromRenewing(t *testing.T) {
+	dir := folder(t)
+	holder, other := client(t, dir), client(t, dir)
+	rec := acquire(t, holder, claim("a", "x"))
+	free := "b"
+	for holder.shard(free) != holder.shard("a") {
+		free += "b"
+	}
+	stuck := flock.New(holder.tokens.path)
+	if ok, err := stuck.TryLock(); !ok {
+		t.Fatal(err)
+	}
+	defer stuck.Unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	waiting := make(chan error, 1)
+	go func() {
+		_, err := other.Acquire(ctx, claim(free, "y"))
+		waiting <- err
+	}()
+	for start := time.Now(); time.Since(start) < 20*tokenPatience; {
+		brief, done := context.WithTimeout(t.Context(), 10*tokenPatience)
+		if _, err := holder.Renew(brief, rec); err != nil {
+			t.Fatalf("while another waits for a token: %v", err)
+		}
+		done()
+	}
+	cancel()
+	if err := <-waiting; !errors.Is(err, context.Canceled) {
+		t.Errorf("the one that waited: %v", err)
+	}
+}
+
+func TestRefusalDoesNotQueueBehindAStuckWriter(t *testing.T) {
+	s := client(t, folder(t))
+	acquire(t, s, claim("a", "x"))
+	s.shard("a").turn <- struct{}{} // a goroutine of this Store waits for a stopped process
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	_, err := s.Acquire(ctx, claim("a", "y"))
+	wantErr(t, "Acquire of a live lease", err, backend.ErrHeld)
+	<-s.shard("a").turn
+}
+
+func TestLocksAreForThoseWhoMayWrite(t *testing.T) {
+	for folderMode, want := range map[fs.FileMode]fs.FileMode{0o755: 0o600, 0o750: 0o600, 0o700: 0o600, 0o770: 0o660, 0o777: 0o666} {
+		dir := t.TempDir()
+		if err := os.Chmod(dir, folderMode); err != nil {
+			t.Fatal(err)
+		}
+		s := client(t, dir, AllowShared())
+		acquire(t, s, claim("a", "x"))
+		for file, want := range map[string]fs.FileMode{s.shard("a").path: want, filepath.Join(dir, "a.json"): folderMode & 0o666} {
+			info, err := os.Stat(file)
+			if err != nil || info.Mode().Perm() != want {
+				t.Errorf("folder %04o: %s has %v, %v; want %04o", folderMode, filepath.Base(file), info.Mode(), err, want)
+			}
 		}
 	}
 }

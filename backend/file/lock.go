@@ -46,9 +46,14 @@ var (
 	writing lockMode = (*flock.Flock).TryLock
 )
 
-// lock waits for l. On success the caller must call unlock. Before each try it
-// asks unless, if there is one, whether the lock still is of any use.
+// lock waits for l. On success the caller must call unlock. First, and before
+// each try, it asks unless, if there is one, whether the lock still is of any use.
 func (s *Store) lock(ctx context.Context, l *lock, try lockMode, unless func() error) (unlock func(), err error) {
+	if unless != nil {
+		if err := unless(); err != nil {
+			return nil, err
+		}
+	}
 	select {
 	case l.turn <- struct{}{}:
 	case <-ctx.Done():
@@ -63,7 +68,7 @@ func (s *Store) lock(ctx context.Context, l *lock, try lockMode, unless func() e
 	}()
 	f := flock.New(l.path, flock.SetFlag(os.O_RDONLY))
 	for wait := firstTry; ; wait = min(2*wait, lastTry) {
-		if unless != nil {
+		if unless != nil && wait > firstTry {
 			if err := unless(); err != nil {
 				return nil, err
 			}
@@ -100,7 +105,7 @@ func (s *Store) lock(ctx context.Context, l *lock, try lockMode, unless func() e
 }
 
 func (l *lock) gaveUp(ctx context.Context) error {
-	return fmt.Errorf("another process kept %s locked (if that lasts, it is stopped; fuser names it): %w", l.path, ctx.Err())
+	return fmt.Errorf("%s stayed locked (if that lasts, a process that has it is stopped; fuser names it): %w", l.path, ctx.Err())
 }
 
 // current reports whether the locked file still is the one that others lock: a
@@ -115,25 +120,29 @@ func (l *lock) current(f *flock.Flock) bool {
 }
 
 func (s *Store) makeLock(path string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|noFollow, s.perm)
+	// Whoever may open a lock may keep others waiting; that is for those who may
+	// write in the folder.
+	writers := s.perm & 0o222
+	perm := writers | writers<<1
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|noFollow, perm)
 	if errors.Is(err, fs.ErrNotExist) { // the folder of the locks was deleted
 		if err := s.makeInternal(); err != nil {
 			return err
 		}
-		f, err = os.OpenFile(path, os.O_CREATE|os.O_RDWR|noFollow, s.perm)
+		f, err = os.OpenFile(path, os.O_CREATE|os.O_RDWR|noFollow, perm)
 	}
 	if err != nil {
 		return err
 	}
-	return errors.Join(s.share(f), f.Close())
+	return errors.Join(s.share(f, perm), f.Close())
 }
 
-// share gives a new file the permissions and the owner of the folder.
-func (s *Store) share(f *os.File) error {
-	if s.perm&0o077 != 0 { // otherwise no umask has taken anything away
+// share gives a new file its permissions and the owner of the folder.
+func (s *Store) share(f *os.File, perm fs.FileMode) error {
+	if perm&0o077 != 0 { // otherwise no umask has taken anything away
 		// It may be somebody else's, who has made it a moment ago and is about to
 		// do the same.
-		if err := f.Chmod(s.perm); err != nil && !errors.Is(err, fs.ErrPermission) {
+		if err := f.Chmod(perm); err != nil && !errors.Is(err, fs.ErrPermission) {
 			return err
 		}
 	}

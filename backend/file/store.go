@@ -54,6 +54,21 @@ func (s *Store) Acquire(ctx context.Context, claim backend.Claim) (backend.Recor
 	if err := s.enter(ctx, claim.Name); err != nil {
 		return backend.Record{}, err
 	}
+	for {
+		rec, err := s.acquire(ctx, claim, granted)
+		if err != errTokensBusy {
+			return rec, err
+		}
+		// Wait for the counter without keeping anybody from renewing.
+		unlock, err := s.lock(ctx, &s.tokens, writing, nil)
+		if err != nil {
+			return backend.Record{}, err
+		}
+		unlock()
+	}
+}
+
+func (s *Store) acquire(ctx context.Context, claim backend.Claim, granted time.Duration) (backend.Record, error) {
 	file := fileName(claim.Name)
 	unlock, err := s.lock(ctx, s.shard(claim.Name), writing, func() error {
 		// Most refusals need no lock: the losers of a race do not keep the winner
@@ -87,8 +102,9 @@ func (s *Store) Acquire(ctx context.Context, claim backend.Claim) (backend.Recor
 		return backend.Record{}, err
 	}
 	floor := claim.MinToken
-	if e.corrupt == nil {
-		floor = max(floor, e.record.Floor)
+	// Also that of a damaged record, if it can be made out.
+	if old := e.record; e.corrupt == nil || old.Floor < old.Token && old.Token <= backend.MaxToken {
+		floor = max(floor, old.Floor)
 	}
 	token, err := s.nextToken(ctx, claim.Name, floor, e.count())
 	if err != nil {

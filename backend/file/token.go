@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/leasehold/leasehold/backend"
 )
@@ -33,11 +34,24 @@ func (c *counter) encode() []byte {
 		c.Format, c.Last, c.Reserved, c.Boot)
 }
 
+// tokenPatience is how long to wait for the counter with the lock of a name in
+// hand: whoever holds a name under that lock cannot renew meanwhile.
+const tokenPatience = 20 * time.Millisecond
+
+// errTokensBusy: the counter was locked for longer than that.
+var errTokensBusy = errors.New("the token counter is locked")
+
 // nextToken returns a token greater than floor, by a count greater than above
 // and than all that were granted in this folder. The lock of name is held.
 func (s *Store) nextToken(ctx context.Context, name string, floor, above uint64) (uint64, error) {
-	unlock, err := s.lock(ctx, &s.tokens, writing, nil)
-	if err != nil {
+	brief, cancel := context.WithTimeout(ctx, tokenPatience)
+	unlock, err := s.lock(brief, &s.tokens, writing, nil)
+	busy := errors.Is(err, context.DeadlineExceeded)
+	cancel()
+	switch {
+	case busy:
+		return 0, errTokensBusy
+	case err != nil:
 		return 0, err
 	}
 	defer unlock()
@@ -148,7 +162,7 @@ func (s *Store) replace(path, temporary string, text []byte, lasting bool) error
 	}
 	_, err = f.Write(text)
 	if err == nil {
-		err = s.share(f)
+		err = s.share(f, s.perm)
 	}
 	if err == nil {
 		err = f.Sync()

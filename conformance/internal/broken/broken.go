@@ -425,7 +425,9 @@ func (w *World) grant(e *entry, claim backend.Claim, granted time.Duration, bega
 
 // renewed notes that an entry was renewed. The lock is held.
 func (w *World) renewed(e *entry) {
-	e.rec.RenewedAt = time.Now()
+	if !w.broken[RenewalsAreNotStamped] {
+		e.rec.RenewedAt = time.Now()
+	}
 	if !w.opts.Hidden && !w.broken[RenewalsAreHidden] {
 		w.revision++
 		e.rec.Revision = strconv.Itoa(w.revision)

@@ -37,6 +37,7 @@ const (
 	SameHolderIsGranted     Defect = "the same holder is granted a second tenure"
 	RefusalIsEmpty          Defect = "a refusal does not say who holds the lease"
 	RenewalsAreHidden       Defect = "renewals do not change the Revision though the Traits say so"
+	RenewalsAreNotStamped   Defect = "renewals do not change RenewedAt though the Traits say so"
 	RenewalsLookLikeChanges Defect = "a renewal changes the token"
 
 	FoldsCase      Defect = "names are folded to lower case"
