@@ -1,6 +1,8 @@
 package conformance
 
 import (
+	"time"
+
 	"reflect"
 
 	"github.com/leasehold/leasehold/backend"
