@@ -437,7 +437,7 @@ func TestWatch(t *testing.T) {
 		want("renewed", "x")
 		time.Sleep(10*time.Second - 1)
 		want("just before the end")
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		want("at the end", "x expired")
 		time.Sleep(time.Hour)
 		want("long after")
