@@ -30,8 +30,9 @@ const (
 
 // exitError ends the program with a code, silently if err is nil.
 type exitError struct {
-	code int
-	err  error
+	code     int
+	err      error
+	terminal bool // what was typed at the terminal went to the command alone
 }
 
 func (e *exitError) Error() string {
@@ -45,8 +46,10 @@ func (e *exitError) Unwrap() error { return e.err }
 
 func exit(code int) error { return &exitError{code: code} }
 
+func fail(code int, err error) error { return &exitError{code: code, err: err} }
+
 func usageError(format string, args ...any) error {
-	return &exitError{exitUsage, fmt.Errorf(format, args...)}
+	return fail(exitUsage, fmt.Errorf(format, args...))
 }
 
 // failure gives an error that came from a store or a lease the code for its
@@ -60,13 +63,13 @@ func failure(err error) error {
 	case errors.As(err, &s):
 		return exit(exitSignal + int(s.signal))
 	case errors.Is(err, backend.ErrInvalid):
-		return &exitError{exitUsage, err}
+		return fail(exitUsage, err)
 	case errors.Is(err, backend.ErrHeld):
-		return &exitError{exitHeld, err}
+		return fail(exitHeld, err)
 	case errors.Is(err, backend.ErrCorrupt):
-		return &exitError{exitCorrupt, err}
+		return fail(exitCorrupt, err)
 	}
-	return &exitError{exitUnavailable, err}
+	return fail(exitUnavailable, err)
 }
 
 // message is the line to print for an error, "" for none.

@@ -101,7 +101,7 @@ func beat() {
 // stopped ones for longer than the lease lasts. No two commands of different
 // tokens may ever be at work at one time, and tokens must rise.
 func TestFleetChaos(t *testing.T) {
-	contenders, length := 4, 8*time.Second
+	contenders, length := 4, 4*time.Second
 	if full {
 		contenders, length = 20, 3*time.Minute
 	}
@@ -112,6 +112,7 @@ func TestFleetChaos(t *testing.T) {
 	os.WriteFile(log, nil, 0o644)
 	end := time.Now().Add(length)
 
+	stalls := watchStalls(end)
 	var mu sync.Mutex
 	running := map[int]bool{}  // wrappers
 	codes := map[int]int{}     // exit codes, and how many
@@ -130,11 +131,16 @@ func TestFleetChaos(t *testing.T) {
 				if rand.IntN(2) == 0 {
 					how = append(how, "family")
 				}
-				cmd := exec.Command(leasehold, append([]string{"run", "--quiet", "--duration", duration.String(), "chaos", "--", "beat"}, how...)...)
+				args := []string{"run", "--quiet", "--duration", duration.String(), "chaos", "--"}
+				if rand.IntN(4) == 0 {
+					args = append(args, "timeout", "60") // which leaves the group
+				}
+				cmd := exec.Command(leasehold, append(append(args, "beat"), how...)...)
 				cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+dir)
 				var stderr buffer
 				cmd.Stderr = &stderr
 				cmd.WaitDelay = time.Second
+				began := boottime.Now()
 				if err := cmd.Start(); err != nil {
 					t.Error(err)
 					return
@@ -150,8 +156,10 @@ func TestFleetChaos(t *testing.T) {
 				deed := harmed[cmd.Process.Pid]
 				delete(harmed, cmd.Process.Pid)
 				mu.Unlock()
-				switch code {
-				case 0, -1, 137, 143, exitLost, exitInternal:
+				switch {
+				case slices.Contains([]int{0, -1, 137, 143, exitLost, exitInternal}, code):
+				case code == exitOutlived && stalls.since(began):
+					// It tells the truth: this machine was too busy to kill in time.
 				default:
 					t.Errorf("exit code %d after %q: %s", code, deed, stderr.String())
 				}
@@ -176,9 +184,12 @@ func TestFleetChaos(t *testing.T) {
 	for time.Now().Before(end) {
 		time.Sleep(rand.N(2*duration/5) + time.Millisecond)
 		child := lastBeat(log)
-		watchdog := parent(child)
-		wrapper := parent(watchdog)
 		mu.Lock()
+		watchdog := parent(child)
+		for watchdog > 1 && !running[parent(watchdog)] {
+			watchdog = parent(watchdog)
+		}
+		wrapper := parent(watchdog)
 		holds := running[wrapper] && harmed[wrapper] == ""
 		var waiting []int
 		for pid := range running {
@@ -206,7 +217,7 @@ func TestFleetChaos(t *testing.T) {
 			kill(watchdog)
 		case n < 6:
 			// Nobody is left then to care for a family, or for what is left of one.
-			if args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", child)); len(args) == 0 || strings.Contains(string(args), "family") || strings.Contains(string(args), "600000") {
+			if args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", child)); len(args) == 0 || parent(child) != watchdog || strings.Contains(string(args), "family") || strings.Contains(string(args), "600000") {
 				break
 			}
 			deed = "kill both"
@@ -265,6 +276,34 @@ func TestFleetChaos(t *testing.T) {
 	t.Logf("%d tenures in %v; from one to the next: least %v, median %v, longest %v", len(tenures), length, gaps[0], gaps[len(gaps)/2], gaps[len(gaps)-1])
 	t.Logf("done to them: %v", deeds)
 	t.Logf("exit codes: %v", codes)
+}
+
+// stallLog knows when this process was not scheduled for a while.
+type stallLog struct {
+	mu  sync.Mutex
+	all []time.Duration
+}
+
+func watchStalls(end time.Time) *stallLog {
+	s := &stallLog{}
+	go func() {
+		for last := boottime.Now(); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+			now := boottime.Now()
+			if now-last > 30*time.Millisecond {
+				s.mu.Lock()
+				s.all = append(s.all, now)
+				s.mu.Unlock()
+			}
+			last = now
+		}
+	}()
+	return s
+}
+
+func (s *stallLog) since(t time.Duration) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.all) > 0 && s.all[len(s.all)-1] > t
 }
 
 type tenure struct {

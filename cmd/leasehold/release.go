@@ -92,7 +92,7 @@ func confirm(cmd *cobra.Command, what string) error {
 	fmt.Fprintf(cmd.ErrOrStderr(), "%s\nTake it away? Type yes: ", what)
 	answer, _ := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
 	if strings.TrimSpace(answer) != "yes" {
-		return &exitError{exitHeld, errors.New("nothing was done")}
+		return fail(exitHeld, errors.New("nothing was done"))
 	}
 	return nil
 }
@@ -148,7 +148,7 @@ func (r *releaser) release(ctx context.Context, name string) error {
 		case err != nil:
 			return err
 		case rec.Seal != nil:
-			return &exitError{exitHeld, fmt.Errorf("lease %q has moved to %q; it is released there, and its seal here is removed only when nobody uses this store any more", name, rec.Seal.To)}
+			return fail(exitHeld, fmt.Errorf("lease %q has moved to %q; it is released there, and its seal here is removed only when nobody uses this store any more", name, rec.Seal.To))
 		case rec.Vacant():
 			return r.report(outcome{Name: name, State: "free"})
 		case rec.Expired:
@@ -161,9 +161,9 @@ func (r *releaser) release(ctx context.Context, name string) error {
 			}
 			return r.report(outcome{Name: name, State: "expired", Holder: rec.Holder, Token: rec.Token})
 		case !r.force:
-			return &exitError{exitHeld, fmt.Errorf("lease %q is %s; --force takes it away", name, held(rec))}
+			return fail(exitHeld, fmt.Errorf("lease %q is %s; --force takes it away", name, held(rec)))
 		case asked != nil && !sameHolder(*asked, rec):
-			return &exitError{exitHeld, fmt.Errorf("lease %q has changed hands, it is now %s; nothing was done", name, held(rec))}
+			return fail(exitHeld, fmt.Errorf("lease %q has changed hands, it is now %s; nothing was done", name, held(rec)))
 		}
 		if asked == nil && r.confirm != nil {
 			if err := r.confirm(fmt.Sprintf("Lease %s is %s.", plain(name), held(rec))); err != nil {
@@ -180,17 +180,17 @@ func (r *releaser) release(ctx context.Context, name string) error {
 		}
 		return r.report(outcome{Name: name, State: "held", Holder: rec.Holder, Token: rec.Token, Forced: true})
 	}
-	return &exitError{exitHeld, fmt.Errorf("lease %q changes faster than it can be released", name)}
+	return fail(exitHeld, fmt.Errorf("lease %q changes faster than it can be released", name))
 }
 
 func sameHolder(a, b backend.Record) bool { return a.Holder == b.Holder && a.Token == b.Token }
 
 func (r *releaser) replaceCorrupt(ctx context.Context, name string, corrupt *backend.CorruptError) error {
 	if !r.force {
-		return &exitError{exitCorrupt, fmt.Errorf("%w; --force removes it", corrupt)}
+		return fail(exitCorrupt, fmt.Errorf("%w; --force removes it", corrupt))
 	}
 	if corrupt.Revision == "" {
-		return &exitError{exitCorrupt, fmt.Errorf("%w; this store cannot replace it, remove it by hand", corrupt)}
+		return fail(exitCorrupt, fmt.Errorf("%w; this store cannot replace it, remove it by hand", corrupt))
 	}
 	if r.confirm != nil {
 		if err := r.confirm(fmt.Sprintf("The record of lease %s cannot be read (%v).", plain(name), corrupt.Err)); err != nil {

@@ -126,8 +126,8 @@ func (r *reporter) lease(e lease.Event, left time.Duration) {
 		j.RemainingMS, j.Cause = millis(e.Record.Remaining), ""
 	case lease.EventAcquireFailed:
 		j.ElapsedMS = precise(e.Elapsed)
-		if r.blocked.Name != "" && !r.troubled {
-			r.say("the store does not answer, still waiting: %v", e.Err)
+		if r.waits && !r.troubled {
+			r.say("the lease could not be asked for, still trying: %v", e.Err)
 			r.troubled = true
 		}
 	case lease.EventAcquired:
@@ -162,7 +162,11 @@ func (r *reporter) stopping(cause error, left time.Duration) {
 	defer r.mu.Unlock()
 	r.holds = false
 	r.event(jsonEvent{Event: "stopping", RemainingMS: millis(left), Cause: text(cause)})
-	r.say("%v: the command is told to stop, and killed in %s", cause, readable(left))
+	if left > 0 {
+		r.say("%v: the command is told to stop, and killed in %s", cause, readable(left))
+	} else {
+		r.say("%v: the command is killed", cause)
+	}
 }
 
 func (r *reporter) ended(out supervise.Outcome, ran time.Duration) {
@@ -193,7 +197,7 @@ func (r *reporter) finish(err error) error {
 		if errors.As(err, &e) {
 			code = e.code
 			if e.err != nil {
-				err = &exitError{code: code} // told
+				err = &exitError{code: code, terminal: e.terminal} // told
 			}
 		}
 		last := jsonEvent{Event: "exit", ExitCode: &code}

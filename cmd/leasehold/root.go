@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/leasehold/leasehold/cmd/leasehold/internal/supervise"
 )
 
 // execute runs the program and returns its exit code.
@@ -23,10 +25,13 @@ func execute(args []string) int {
 	var e *exitError
 	if !errors.As(err, &e) {
 		// Only cobra's own errors come without a code: about the arguments.
-		e = &exitError{exitUsage, err}
+		e = &exitError{code: exitUsage, err: err}
 	}
 	if line := message(e); line != "" {
 		fmt.Fprintln(os.Stderr, line)
+	}
+	if e.code == exitSignal+int(syscall.SIGINT) {
+		supervise.DieOfInterrupt(e.terminal)
 	}
 	return e.code
 }

@@ -29,18 +29,27 @@ const runHelp = `Wait for the lease, run the command while holding it, and relea
 
 The command is run as it is given, without a shell, with the standard input of
 leasehold, in a process group of its own. INT, TERM, HUP, QUIT, USR1, USR2, ALRM
-and WINCH are passed on to the whole group.
+and WINCH are passed on to the whole group; ^C and ^Z at a terminal work as if
+the command was run without leasehold, but a lease is not renewed while
+leasehold is suspended.
 
 The command never outlives the lease. --grace before the lease can pass to
-somebody else the group gets TERM, and KILL before it can, whatever the store
-does. A watchdog process does the same when leasehold itself is killed or
-stopped. What the command leaves behind in its group when it ends gets TERM,
-and KILL after the grace, before the lease is released. A process that leaves
-the group (setsid, a daemon) is not cared for.
+somebody else it gets TERM, with its group, and before that KILL, with all that
+it has started, whatever the store does. A watchdog process does the same when
+leasehold itself is killed or stopped. When the command ends by itself, what it
+leaves behind gets TERM, and KILL after the grace, before the lease is released;
+only what has a session of its own (setsid), a daemon, goes on. Out of reach are
+processes of other users (sudo), and, when leasehold and its watchdog are both
+killed at one instant, what the command has started.
 
-A lease whose holder crashed on this machine is taken over at once, if every
-process of its is gone. --no-process-check turns that off; do so on virtual
-machines that are restored from one running snapshot under one host name.
+A lease whose holder crashed on this machine is taken over at once, when every
+process of its is gone: leasehold, watchdog and the command's group.
+--no-process-check turns that off; do so on virtual machines that are restored
+from one running snapshot under one host name.
+
+With --at-least-for the lease is kept (and renewed) after a short command, so
+that hosts whose clocks differ do not run it again. A signal ends that early
+without releasing: the lease then expires. A crash is not taken over early.
 
 Environment of the command:
   LEASEHOLD_NAME       the lease
@@ -55,7 +64,7 @@ Exit codes:
   the command's own; 128+n if a signal n ended it, or ended the wait
   75   another holds the lease (see --conflict-exit-code)
   80   the lease was lost, the command was stopped in time
-  81   the lease was lost, and the command outlived it
+  81   the lease was lost, and the command outlived it, or may have
   124  the command was stopped after --max-hold
   126  the command cannot be executed
   127  there is no such command
@@ -114,14 +123,15 @@ func newRun(o *options) *cobra.Command {
 	f := cmd.Flags()
 	f.BoolVarP(&flags.noWait, "no-wait", "n", false, "give up at once if another holds the lease")
 	f.DurationVarP(&flags.wait, "wait", "w", 0, "give up after waiting this `time` (default: wait for ever)")
-	f.DurationVar(&flags.duration, "duration", lease.DefaultDuration, "how long the lease lasts without a renewal: after a crash elsewhere, others wait this long")
+	f.DurationVar(&flags.duration, "duration", lease.DefaultDuration, "how long the lease lasts without a renewal: so long others wait after a crash")
 	f.DurationVar(&flags.grace, "grace", 0, "how long before the end of the lease the command is told to stop (default a fifth of the duration)")
-	f.DurationVar(&flags.atLeastFor, "at-least-for", 0, "keep the lease this long, even if the command ends sooner, so that hosts with skewed clocks do not run it again. A signal ends that early, without releasing: the lease then expires. A crash is not taken over early")
+	f.DurationVar(&flags.atLeastFor, "at-least-for", 0, "keep the lease this long, even if the command ends sooner")
 	f.DurationVar(&flags.maxHold, "max-hold", 0, "stop the command after this `time`")
 	f.IntVarP(&flags.conflict, "conflict-exit-code", "E", exitHeld, "exit `code` if another holds the lease")
 	f.StringToStringVar(&flags.metadata, "metadata", nil, "`key=value` to show to others with the lease")
 	f.BoolVar(&flags.asJSON, "json", false, "tell what happens as JSON on standard error, one event a line")
 	f.BoolVarP(&flags.quiet, "quiet", "q", false, "tell nothing but errors")
+	f.Lookup("metadata").DefValue = ""
 	cmd.MarkFlagsMutuallyExclusive("json", "quiet")
 	return cmd
 }
@@ -282,9 +292,8 @@ func (j *job) prepare(ctx context.Context) (err error) {
 		return usageError("the grace is %v; a command needs at least %v to be stopped in", j.grace, leastGrace)
 	}
 	// The watchdog comes first: the record names it.
-	nested := os.Getenv("LEASEHOLD_HOLDER") != ""
-	if j.guard, err = supervise.New(j.argv, nested); err != nil {
-		return &exitError{exitInternal, fmt.Errorf("the watchdog cannot be started: %w", err)}
+	if j.guard, err = supervise.New(j.argv); err != nil {
+		return fail(exitInternal, fmt.Errorf("the watchdog cannot be started: %w", err))
 	}
 	opts := []lease.Option{
 		lease.WithDuration(j.duration),
@@ -349,10 +358,21 @@ func (j *job) acquire(ctx context.Context) error {
 		ctx, cancel = context.WithTimeoutCause(ctx, j.wait, errWaited)
 		defer cancel()
 	}
-	// A store that cannot be reached at all is told at once. Later on a failure
-	// may pass.
 	err := j.lease.Acquire(ctx)
-	if errors.Is(err, backend.ErrHeld) && !j.noWait {
+	if j.noWait {
+		return err
+	}
+	if err != nil && !backend.Definite(err) {
+		// The store may be about to come back; if it does not, somebody should know
+		// rather than wait for it. Later on, while another holds the lease, its
+		// failures are waited out.
+		patience, cancel := context.WithTimeout(ctx, j.duration)
+		defer cancel()
+		if again := j.lease.Await(patience); again == nil || backend.Definite(again) {
+			err = again
+		}
+	}
+	if errors.Is(err, backend.ErrHeld) {
 		err = j.lease.Await(ctx)
 	}
 	return err
@@ -363,18 +383,18 @@ func (j *job) explain(err error) error {
 	var heldBy *backend.HeldError
 	switch {
 	case errors.Is(err, errOwnAncestor):
-		return &exitError{j.conflict, fmt.Errorf("lease %q: %w", j.name, err)}
+		return fail(j.conflict, fmt.Errorf("lease %q: %w", j.name, err))
 	case errors.As(err, &heldBy):
 		rec := heldBy.Record
 		if rec.Seal != nil {
-			return &exitError{j.conflict, heldBy}
+			return fail(j.conflict, heldBy)
 		}
 		if errors.Is(err, errWaited) {
-			return &exitError{j.conflict, fmt.Errorf("gave up after %s: lease %q is %s", readable(j.wait), j.name, held(rec))}
+			return fail(j.conflict, fmt.Errorf("gave up after %s: lease %q is %s", readable(j.wait), j.name, held(rec)))
 		}
-		return &exitError{j.conflict, fmt.Errorf("lease %q is %s", j.name, held(rec))}
+		return fail(j.conflict, fmt.Errorf("lease %q is %s", j.name, held(rec)))
 	case errors.Is(err, backend.ErrHeld):
-		return &exitError{j.conflict, err}
+		return fail(j.conflict, err)
 	}
 	return err
 }
@@ -400,10 +420,14 @@ func (j *job) hold() error {
 	switch {
 	case out.Outlived:
 		// Whoever is alive acts without a lease; at least it is not handed on.
-		return &exitError{exitOutlived, fmt.Errorf("lease %q was lost: %w; the command, or something it started, was still alive when the lease ended", j.name, out.Stopped)}
+		what := "is still alive"
+		if out.Late > 0 {
+			what = "was alive for " + readable(out.Late) + " longer"
+		}
+		return fail(exitOutlived, fmt.Errorf("lease %q was lost: %w; the command, or something it started, %s", j.name, out.Stopped, what))
 	case errors.Is(out.Stopped, lease.ErrMaxHold):
 		j.release(releaseTimeout)
-		return &exitError{exitMaxHold, fmt.Errorf("the command was stopped after %s, as long as --max-hold allows", readable(j.maxHold))}
+		return fail(exitMaxHold, fmt.Errorf("the command was stopped after %s, as long as --max-hold allows", readable(j.maxHold)))
 	case out.Stopped != nil:
 		if errors.Is(out.Stopped, lease.ErrExpired) || errors.Is(out.Stopped, supervise.ErrLate) {
 			j.release(time.Second) // perhaps the store still thinks that it is ours
@@ -412,10 +436,10 @@ func (j *job) hold() error {
 		if !out.Started {
 			what = "the command was not started"
 		}
-		return &exitError{exitLost, fmt.Errorf("lease %q was lost: %w; %s", j.name, out.Stopped, what)}
+		return fail(exitLost, fmt.Errorf("lease %q was lost: %w; %s", j.name, out.Stopped, what))
 	case errors.Is(out.Err, supervise.ErrWatchdog):
 		j.release(releaseTimeout)
-		return &exitError{exitInternal, fmt.Errorf("%w before it could start the command", out.Err)}
+		return fail(exitInternal, fmt.Errorf("%w before it could start the command", out.Err))
 	case out.Err != nil:
 		j.release(releaseTimeout)
 		return cannotRun(out.Err, out.NotFound)
@@ -425,9 +449,9 @@ func (j *job) hold() error {
 	}
 	switch {
 	case !out.Exited:
-		return &exitError{exitSignal + int(unix.SIGKILL), fmt.Errorf("%w, and with it the command", supervise.ErrWatchdog)}
+		return fail(exitSignal+int(unix.SIGKILL), fmt.Errorf("%w, and with it the command", supervise.ErrWatchdog))
 	case out.Status.Signaled():
-		return exit(exitSignal + int(out.Status.Signal()))
+		return &exitError{code: exitSignal + int(out.Status.Signal()), terminal: out.Terminal}
 	case out.Status.ExitStatus() != 0:
 		return exit(out.Status.ExitStatus())
 	}
@@ -513,7 +537,7 @@ func (j *job) release(timeout time.Duration) {
 
 func cannotRun(err error, notFound bool) error {
 	if notFound {
-		return &exitError{exitNotFound, err}
+		return fail(exitNotFound, err)
 	}
-	return &exitError{exitNotExecutable, err}
+	return fail(exitNotExecutable, err)
 }

@@ -14,7 +14,7 @@ func newRun(o *options) *cobra.Command {
 		Short:              "Run a command while holding a lease (not on this system)",
 		DisableFlagParsing: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return &exitError{exitUnavailable, errors.New("run needs process groups, which this system does not have")}
+			return fail(exitUnavailable, errors.New("run needs process groups, which this system does not have"))
 		},
 	}
 }

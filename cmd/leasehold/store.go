@@ -48,13 +48,13 @@ func (o *options) url() (string, error) {
 	if !filepath.IsAbs(state) { // as the specification asks for
 		home, err := os.UserHomeDir()
 		if err != nil || !filepath.IsAbs(home) {
-			return "", &exitError{exitUnavailable, fmt.Errorf("no store is named, and there is no home folder for the default one: use --store or %s", envStore)}
+			return "", fail(exitUnavailable, fmt.Errorf("no store is named, and there is no home folder for the default one: use --store or %s", envStore))
 		}
 		state = filepath.Join(home, ".local", "state")
 	}
 	dir := filepath.Join(state, "leasehold", "leases")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", &exitError{exitUnavailable, fmt.Errorf("the default store cannot be made: %w; use --store or %s", err, envStore)}
+		return "", fail(exitUnavailable, fmt.Errorf("the default store cannot be made: %w; use --store or %s", err, envStore))
 	}
 	return (&url.URL{Scheme: "file", Path: filepath.ToSlash(dir)}).String(), nil
 }
@@ -71,7 +71,7 @@ func (o *options) open(ctx context.Context) (backend.Store, error) {
 		if errors.Is(err, backend.ErrInvalid) {
 			return nil, failure(err)
 		}
-		return nil, &exitError{exitUnavailable, fmt.Errorf("the store cannot be opened: %w", err)}
+		return nil, fail(exitUnavailable, fmt.Errorf("the store cannot be opened: %w", err))
 	}
 	if o.noProcessCheck {
 		return store, nil

@@ -46,7 +46,7 @@ Exit codes:
 				case err == nil && asJSON:
 					return printJSON(cmd.OutOrStdout(), newView(rec))
 				case errors.Is(cause(ctx, err), errTimeout) && rec.Live():
-					return &exitError{exitHeld, fmt.Errorf("lease %q is still %s", args[0], held(rec))}
+					return fail(exitHeld, fmt.Errorf("lease %q is still %s", args[0], held(rec)))
 				}
 				return cause(ctx, err)
 			})

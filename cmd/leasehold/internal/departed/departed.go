@@ -36,12 +36,12 @@ const (
 // Metadata names the processes a holder acts by: the one that renews the lease,
 // and the process group that does the work under it, by its leader.
 func Metadata(wrapper, group procs.ID) (map[string]string, error) {
-	machine, err := procs.Machine()
+	here, err := machine()
 	if err != nil {
 		return nil, err
 	}
 	return map[string]string{
-		keyMachine: machine,
+		keyMachine: here,
 		keyWrapper: wrapper.String(),
 		keyGroup:   group.String(),
 	}, nil
@@ -58,9 +58,11 @@ func gone(metadata map[string]string) bool {
 	if err1 != nil || err2 != nil {
 		return false
 	}
-	here, err := procs.Machine()
+	here, err := machine()
 	return err == nil && here == there && wrapper.Gone() && procs.GroupGone(group)
 }
+
+var machine = sync.OnceValues(procs.Machine)
 
 // interval is how often a Watch looks after the processes of the holder it is
 // waiting for: one or two system calls.
@@ -192,8 +194,10 @@ func (s *Store) Watch(ctx context.Context, name string) iter.Seq2[backend.Record
 				if !ok {
 					return
 				}
-				last = s.judge(u.rec)
-				if !yield(last, u.err) {
+				rec := s.judge(u.rec)
+				last = rec
+				last.Metadata = maps.Clone(rec.Metadata) // rec is the caller's to change
+				if !yield(rec, u.err) {
 					return
 				}
 			case <-look.C:

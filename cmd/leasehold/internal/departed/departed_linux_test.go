@@ -15,6 +15,7 @@ import (
 	"github.com/leasehold/leasehold/backend"
 	"github.com/leasehold/leasehold/backend/memory"
 	"github.com/leasehold/leasehold/cmd/leasehold/internal/procs"
+	"github.com/leasehold/leasehold/conformance"
 )
 
 // dead is the metadata of a holder on this machine whose processes are gone.
@@ -226,4 +227,18 @@ func TestWatchTellsOfADeath(t *testing.T) {
 		}
 	}
 	t.Fatal("the watch ended")
+}
+
+// The process check is a store like any other.
+func TestConformance(t *testing.T) {
+	open := func() backend.Store {
+		s, err := backend.Open(t.Context(), "memory:departed")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	keep := open() // its records, from one client to the next
+	defer keep.Close()
+	conformance.Run(t, func(tb testing.TB) backend.Store { return Wrap(open()) })
 }

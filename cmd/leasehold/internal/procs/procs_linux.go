@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/leasehold/leasehold/internal/boottime"
 )
 
@@ -52,6 +54,49 @@ func GroupGone(leader ID) bool { return system.groupGone(leader) }
 func Members(group int) ([]int, error) {
 	alive, _, err := system.members(group)
 	return alive, err
+}
+
+// Process is one line of the process table.
+type Process struct {
+	ID
+	Parent, Group, Session int
+}
+
+// Descendants returns the living processes that descend from pid. It shows what
+// /proc shows, which may leave out those of other users.
+func Descendants(pid int) []Process { return system.descendants(pid) }
+
+// Signal signals this very process, not one that got its number since.
+func (p Process) Signal(s syscall.Signal) error {
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if err == nil {
+		defer unix.Close(fd)
+	}
+	if p.Gone() {
+		return syscall.ESRCH
+	}
+	if err != nil { // before Linux 5.3
+		return syscall.Kill(p.PID, s)
+	}
+	return unix.PidfdSendSignal(fd, s, nil, 0)
+}
+
+// KillDescendants kills those that descend from pid and are meant, and what they
+// start meanwhile.
+func KillDescendants(pid int, meant func(Process) bool) {
+	killed := map[ID]bool{}
+	for range 20 { // else it is faster than we are
+		found := false
+		for _, p := range Descendants(pid) {
+			if meant(p) && !killed[p.ID] {
+				found, killed[p.ID] = true, true
+				_ = p.Signal(syscall.SIGKILL)
+			}
+		}
+		if !found {
+			return
+		}
+	}
 }
 
 // table is the process table as this process may see it. kill(2) answers first:
@@ -107,40 +152,78 @@ func (t table) members(group int) (alive, zombies []int, err error) {
 	if strings.Contains(string(mounts), "hidepid=") {
 		return nil, nil, errors.New("the processes of other users are hidden (hidepid)")
 	}
-	dir, err := os.Open(t.proc)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil {
-			continue
-		}
-		switch st, err := t.stat(name); {
-		case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ESRCH): // it just went
+	err = t.each(func(pid int, st stat, err error) error {
+		switch {
 		case err != nil:
-			return nil, nil, err
+			return err
 		case st.group != group:
 		case st.dead():
 			zombies = append(zombies, pid)
 		default:
 			alive = append(alive, pid)
 		}
+		return nil
+	})
+	return alive, zombies, err
+}
+
+func (t table) descendants(pid int) (found []Process) {
+	all := map[int]stat{}
+	_ = t.each(func(pid int, st stat, err error) error {
+		if err == nil {
+			all[pid] = st
+		}
+		return nil
+	})
+	for one, st := range all {
+		if st.dead() {
+			continue
+		}
+		// No parent is younger than its child, but the lines were not read at one
+		// instant, so there might be a circle.
+		for up, steps := st.parent, 0; up > 0 && steps < len(all); up, steps = all[up].parent, steps+1 {
+			if up == pid {
+				found = append(found, Process{ID{one, st.start}, st.parent, st.group, st.session})
+				break
+			}
+		}
 	}
-	return alive, zombies, nil
+	return found
+}
+
+// each calls f for every process, but those that end meanwhile, until f fails.
+func (t table) each(f func(pid int, st stat, err error) error) error {
+	dir, err := os.Open(t.proc)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		st, err := t.stat(name)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			continue
+		}
+		if err := f(pid, st, err); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // stat is what /proc/PID/stat tells that matters here; see proc_pid_stat(5).
 type stat struct {
-	state   byte
-	group   int
-	threads int
-	start   uint64
+	state                  byte
+	parent, group, session int
+	threads                int
+	start                  uint64
 }
 
 // dead reports whether the process is a zombie. One whose first thread has
@@ -160,9 +243,11 @@ func (t table) stat(pid string) (stat, error) {
 		return stat{}, fmt.Errorf("%s/%s/stat cannot be read", t.proc, pid)
 	}
 	st := stat{state: f[0][0]}
-	var errs [3]error
-	st.group, errs[0] = strconv.Atoi(f[2])
-	st.threads, errs[1] = strconv.Atoi(f[17])
-	st.start, errs[2] = strconv.ParseUint(f[19], 10, 64)
+	var errs [5]error
+	st.parent, errs[0] = strconv.Atoi(f[1])
+	st.group, errs[1] = strconv.Atoi(f[2])
+	st.session, errs[2] = strconv.Atoi(f[3])
+	st.threads, errs[3] = strconv.Atoi(f[17])
+	st.start, errs[4] = strconv.ParseUint(f[19], 10, 64)
 	return st, errors.Join(errs[:]...)
 }

@@ -19,3 +19,18 @@ func GroupGone(leader ID) bool { return syscall.Kill(-leader.PID, 0) == syscall.
 
 // Members is not supported here.
 func Members(group int) ([]int, error) { return nil, ErrUnsupported }
+
+// Process is one line of the process table.
+type Process struct {
+	ID
+	Parent, Group, Session int
+}
+
+// Descendants is not supported here: nobody is found.
+func Descendants(pid int) []Process { return nil }
+
+// Signal signals the process.
+func (p Process) Signal(s syscall.Signal) error { return syscall.Kill(p.PID, s) }
+
+// KillDescendants is not supported here.
+func KillDescendants(pid int, meant func(Process) bool) {}

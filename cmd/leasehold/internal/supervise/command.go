@@ -5,8 +5,14 @@ package supervise
 import (
 	"errors"
 	"io/fs"
+	"os"
 	"os/exec"
 	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/leasehold/leasehold/cmd/leasehold/internal/procs"
 )
 
 // LookPath finds the program that a command names. Unlike exec.LookPath it
@@ -22,6 +28,25 @@ func LookPath(name string) (string, error) {
 // NotFound reports whether that is what an error of LookPath says.
 func NotFound(err error) bool {
 	return errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist)
+}
+
+// daemon reports whether a descendant has a session of its own: that is how one
+// takes its leave.
+func daemon(p procs.Process) bool {
+	session, err := unix.Getsid(0)
+	return err == nil && p.Session != session
+}
+
+// signalGroup signals the watchdog's group, and those of the watchdog's children
+// that are meant and have left it. The command may have: timeout(1) does, for
+// one, and passes on what it gets to its own children.
+func signalGroup(s syscall.Signal, watchdog int, meant func(procs.Process) bool) {
+	for _, p := range procs.Descendants(os.Getpid()) {
+		if p.Parent == watchdog && p.Group != watchdog && meant(p) {
+			_ = p.Signal(s)
+		}
+	}
+	_ = unix.Kill(-watchdog, s)
 }
 
 // merge returns env with the variables of inner, which win: of two with one

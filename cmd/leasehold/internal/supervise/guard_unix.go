@@ -30,9 +30,10 @@ type Guard struct {
 	plan Plan
 }
 
-// New starts the watchdog for a command, which it does not run yet. nested says
-// that this process is itself in the group of another Guard.
-func New(argv []string, nested bool) (*Guard, error) {
+// New starts the watchdog for a command, which it does not run yet. This process
+// must have no other children, now or later: what descends from it is taken for
+// the command's.
+func New(argv []string) (*Guard, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -52,11 +53,8 @@ func New(argv []string, nested bool) (*Guard, error) {
 	defer ordersR.Close()
 	defer reportsW.Close()
 	fds := [2]int{inheritable(ordersR), inheritable(reportsW)}
-	how := "outer"
-	if nested {
-		how = "nested"
-	}
-	args := append([]string{"leasehold", watchdogArg, strconv.Itoa(fds[0]), strconv.Itoa(fds[1]), how, "--"}, argv...)
+	args := append([]string{"leasehold", watchdogArg, strconv.Itoa(fds[0]), strconv.Itoa(fds[1]), "--"}, argv...)
+	adoptOrphans() // of the watchdog
 	process, err := os.StartProcess(self, args, &os.ProcAttr{
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		Sys:   &syscall.SysProcAttr{Setpgid: true},
@@ -117,7 +115,7 @@ func (g *Guard) SetPlan(p Plan) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.plan = p
-	g.order(order{Plan: &wirePlan{machineTime(p.Term), machineTime(p.Kill), machineTime(p.Deadline)}})
+	g.order(order{Plan: &wirePlan{machineTime(p.Term), machineTime(p.Kill)}})
 }
 
 func (g *Guard) currentPlan() Plan {
@@ -136,8 +134,6 @@ func (g *Guard) order(o order) {
 	_ = g.orders.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 	_, _ = g.orders.Write(append(line, '\n'))
 }
-
-func (g *Guard) signal(s syscall.Signal) { _ = unix.Kill(-g.id.PID, s) }
 
 // gone reports whether nobody in the group is alive, for certain.
 func (g *Guard) gone() bool {

@@ -15,9 +15,7 @@ type order struct {
 	Stopping bool      `json:"stopping,omitempty"` // the wrapper stops the command itself, up to the kill
 }
 
-type wirePlan struct {
-	Term, Kill, Deadline int64
-}
+type wirePlan struct{ Term, Kill int64 }
 
 type start struct {
 	Env []string // what the command's environment has besides the watchdog's own

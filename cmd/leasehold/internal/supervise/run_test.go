@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 		d, g0, _ := strings.Cut(w, " ")
 		duration, _ := time.ParseDuration(d)
 		grace, _ := time.ParseDuration(g0)
-		g, err := New(os.Args[1:], false)
+		g, err := New(os.Args[1:])
 		if err != nil {
 			fmt.Println(err)
 			os.Exit(1)
@@ -65,7 +65,7 @@ func command() Command {
 func sh(t *testing.T, duration, grace time.Duration, script string, more ...func(g *Guard, dir string, cancel func(error))) (Outcome, string, time.Duration) {
 	t.Helper()
 	dir := t.TempDir()
-	g, err := New([]string{"sh", "-c", "cd '" + dir + "'; " + script}, false)
+	g, err := New([]string{"sh", "-c", "cd '" + dir + "'; " + script})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +142,7 @@ func TestCannotRun(t *testing.T) {
 		filepath.Join(dir, "nointerpreter"): false,
 		dir:                                 false,
 	} {
-		g, err := New([]string{name}, false)
+		g, err := New([]string{name})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -246,6 +246,48 @@ func TestLeftoversEndWithTheCommand(t *testing.T) {
 	pid, _ := strconv.Atoi(content(dir, "daemon"))
 	if out.Status.ExitStatus() != 7 || took > long/2 || syscall.Kill(pid, syscall.SIGKILL) != nil {
 		t.Errorf("daemon %d: %+v in %v", pid, out, took)
+	}
+}
+
+// timeout(1) runs its command in a group of its own, as some others do.
+func TestThoseWhoLeaveTheGroup(t *testing.T) {
+	t.Setenv("WORK", `trap "" TERM; echo $$ >up; while :; do sleep 0.01; done`)
+	for what, script := range map[string]string{
+		"timeout":             `exec timeout 60 sh -c "$WORK"`,
+		"timeout, with a son": `timeout 60 sh -c "$WORK"; :`,
+		"job control":         `bash -mc 'sh -c "$WORK" & wait' 2>&-; :`,
+		"an orphan":           `bash -mc 'sh -c "$WORK" &' 2>&-; while ! [ -s up ]; do :; done; trap 'exit 3' TERM; while :; do sleep 0.01; done`,
+		"a daemon":            `setsid sh -c "$WORK" & while ! [ -s up ]; do :; done; trap 'exit 3' TERM; while :; do sleep 0.01; done`,
+		"setsid":              `exec setsid sh -c "$WORK"`,
+	} {
+		out, dir, _ := sh(t, long, brief, script, over(t))
+		pid, _ := strconv.Atoi(content(dir, "up"))
+		if out.Stopped != errTestOver || out.Outlived || alive(pid) {
+			t.Errorf("lost, %s: %+v, alive %v", what, out, alive(pid))
+		}
+		// Likewise when the wrapper or the watchdog is killed.
+		cmd, dir, _, child, _ := wrapper(t, long, brief, script)
+		pid, _ = strconv.Atoi(content(dir, "up"))
+		cmd.Process.Kill()
+		until(t, what+": all are gone", func() bool { return !alive(child) && !alive(pid) })
+		out, dir, _ = sh(t, long, brief, script, func(g *Guard, dir string, cancel func(error)) {
+			until(t, "command is up", exists(dir, "up"))
+			syscall.Kill(g.Leader().PID, syscall.SIGKILL)
+		})
+		pid, _ = strconv.Atoi(content(dir, "up"))
+		if what == "a daemon" || what == "setsid" {
+			syscall.Kill(pid, syscall.SIGKILL) // it may go on: the lease does
+		} else if alive(pid) {
+			t.Errorf("watchdog killed, %s: alive", what)
+		}
+	}
+	// A signal reaches a command that has left.
+	out, dir, _ := sh(t, long, grace, `exec timeout 60 sh -c "trap 'echo told >told; exit 4' HUP; echo 1 >up; while :; do sleep 0.01; done"`, func(g *Guard, dir string, cancel func(error)) {
+		until(t, "command is up", exists(dir, "up"))
+		syscall.Kill(os.Getpid(), syscall.SIGHUP)
+	})
+	if out.Stopped != nil || content(dir, "told") == "" {
+		t.Errorf("HUP: %+v, told %q", out, content(dir, "told"))
 	}
 }
 
@@ -375,7 +417,7 @@ func TestWrapperStopped(t *testing.T) {
 		grandchild, _ := strconv.Atoi(content(dir, "grandchild"))
 		cmd.Process.Signal(syscall.SIGSTOP)
 		until(t, "all are gone", func() bool { return !alive(child) && !alive(grandchild) })
-		if took := time.Since(begin); took > duration {
+		if took := time.Since(begin); took > duration+time.Second {
 			t.Errorf("gone after %v, duration %v", took, duration)
 		}
 		if script == family && content(dir, "told") != "told" {

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/leasehold/leasehold/cmd/leasehold/internal/procs"
 	"github.com/leasehold/leasehold/internal/boottime"
 )
 
@@ -20,7 +22,7 @@ import (
 var ErrWatchdog = errors.New("the watchdog was killed")
 
 // ErrLate is why a command was stopped by the watchdog before the wrapper did.
-var ErrLate = errors.New("leasehold itself was suspended or too slow to renew it")
+var ErrLate = errors.New("leasehold was suspended, or too slow to renew it")
 
 // Signals are those that are passed on to the command's group, and that must be
 // sent to Run's channel for it. What was ignored when this process was started
@@ -51,26 +53,27 @@ type Outcome struct {
 	Exited   bool               // how it ended is known: Status
 	Status   syscall.WaitStatus //
 	Stopped  error              // why it was stopped
-	Outlived bool               // it, or another process of its group, was alive after the deadline
+	Outlived bool               // it, or another process of its group, was alive after the deadline, or may have been
+	Late     time.Duration      // for so long at most; 0 if it still is
+	Terminal bool               // it had the terminal to itself: what was typed there (^C) went to it alone
 }
 
 // Run runs the command until it ends, but not beyond ctx and the plan: when ctx
 // ends, which it does no later than Plan.Term, the command is told to stop, and
 // killed at Plan.Kill or when it has used up the grace. It returns when nobody
-// is alive in the group any more, or, if that is past the deadline, at the
-// deadline.
+// is alive in the group any more, but no later than soon after the deadline.
 //
-// When the command has ended by itself, what it left behind in the group is
-// told to stop, too, and killed after the grace.
+// When the command has ended by itself, what it left behind is told to stop,
+// too, and killed after the grace; only what has a session of its own, a daemon,
+// goes on. But when the lease is over, that is killed as well.
 func (g *Guard) Run(ctx context.Context, c Command) Outcome {
 	if ctx.Err() != nil {
 		return Outcome{Stopped: context.Cause(ctx)}
 	}
 	r := &run{Guard: g, Command: c, tty: controllingTerminal(), kill: make(chan struct{}, 1)}
 	defer r.tty.close()
-	r.talks = interactive()
-	if r.talks {
-		r.tty.pass(g.id.PID)
+	if r.talks = interactive(); r.talks {
+		r.out.Terminal = r.tty.pass(g.id.PID)
 	}
 	defer r.tty.back(g.id.PID)
 	signal.Notify(c.Signals, unix.SIGTSTP, unix.SIGCONT)
@@ -100,7 +103,9 @@ type run struct {
 	timer  boottime.Timer
 	kill   chan struct{} // it is time
 	killAt time.Duration
-	deadBy time.Duration // the group was dead or killed at this instant
+	child  int           // the process of the command
+	alone  bool          // the watchdog says that it is
+	deadBy time.Duration // all were dead, or killed, at this instant
 }
 
 // loop goes on until nobody but the watchdog is left in the group, or the
@@ -121,7 +126,7 @@ func (r *run) loop(ctx context.Context) {
 				r.out.Err, r.out.NotFound = errors.New(rep.Failed.Text), rep.Failed.NotFound
 				return
 			case rep.Started != 0:
-				r.out.Started, signals = true, r.Signals
+				r.out.Started, r.child, signals = true, rep.Started, r.Signals
 				r.Started(rep.Started)
 				if r.out.Stopped != nil {
 					r.tell() // it was not there to hear it
@@ -132,7 +137,7 @@ func (r *run) loop(ctx context.Context) {
 				r.stop(ctx, false)
 			case rep.Killing:
 				r.stop(ctx, false)
-				r.deadBy = ownTime(rep.At)
+				r.deadBy = ownTime(rep.At) // whatever was done here since
 			}
 			if rep.Exited != nil {
 				r.out.Exited, r.out.Status = true, rep.Exited.Wait
@@ -142,7 +147,10 @@ func (r *run) loop(ctx context.Context) {
 				}
 			}
 			if rep.Alone {
-				r.deadBy = ownTime(rep.At)
+				r.alone = true
+				if r.deadBy == 0 {
+					r.deadBy = ownTime(rep.At)
+				}
 				_ = r.process.Kill()
 				return
 			}
@@ -152,12 +160,7 @@ func (r *run) loop(ctx context.Context) {
 			done = nil
 			r.stop(ctx, true)
 		case <-r.kill:
-			now := boottime.Now()
-			if now > r.currentPlan().Deadline && r.gone() {
-				continue // the watchdog was quicker; its report is on the way
-			}
-			r.signal(unix.SIGKILL)
-			r.deadBy = now
+			r.killAll()
 		}
 	}
 }
@@ -181,10 +184,43 @@ func (r *run) stop(ctx context.Context, tell bool) {
 	r.Stopping(r.out.Stopped, left)
 }
 
-// tell asks the group to stop.
+// tell asks the command, and what it has started, to stop.
 func (r *run) tell() {
 	r.signal(unix.SIGTERM)
 	r.signal(unix.SIGCONT) // a suspended process is told nothing
+}
+
+func (r *run) signal(s syscall.Signal) { signalGroup(s, r.id.PID, r.meant) }
+
+// meant reports whether a process must end before the lease is given back: all
+// must when the lease is lost, and else all but daemons.
+func (r *run) meant(p procs.Process) bool {
+	return p.PID != r.id.PID && (r.out.Stopped != nil || p.PID == r.child || !daemon(p))
+}
+
+// killAll kills the group and all that are meant.
+func (r *run) killAll() {
+	now := boottime.Now()
+	// If nobody is left to kill, and it is late, the watchdog was quicker: its
+	// report, which says when, is on the way.
+	overtaken := now > r.currentPlan().Deadline && !r.others()
+	if !procs.GroupGone(r.id) {
+		_ = unix.Kill(-r.id.PID, unix.SIGKILL)
+	}
+	procs.KillDescendants(os.Getpid(), r.meant)
+	if r.deadBy == 0 && !overtaken {
+		r.deadBy = now
+	}
+}
+
+// others reports whether any are alive that are meant, as far as can be seen.
+func (r *run) others() bool {
+	return slices.ContainsFunc(procs.Descendants(os.Getpid()), r.meant)
+}
+
+// allGone reports whether all that are meant are dead.
+func (r *run) allGone() bool {
+	return r.gone() && (r.alone && r.out.Stopped == nil || !r.others())
 }
 
 // killAfter sets when the group is killed, unless it is sooner already.
@@ -205,52 +241,51 @@ func (r *run) killAfter(d time.Duration) {
 	})
 }
 
-// verify returns when nobody is alive in the group, or when that can help
-// nobody any more.
+// burial is how long killed processes may take to disappear. They do nothing
+// any more, but what they had in hand in the kernel; one that is there for
+// longer is stuck in that, or could not be killed.
+const burial = 500 * time.Millisecond
+
+// verify returns when all are dead, or when waiting for that can help nobody any
+// more.
 func (r *run) verify(ctx context.Context) {
-	now := boottime.Now()
-	killAt := now
-	if r.out.Exited && r.out.Stopped == nil {
+	began := boottime.Now()
+	killAt := began
+	if r.alone {
 		r.reap()
-		if !r.gone() {
+		if r.out.Stopped == nil && !r.allGone() {
 			// Only where the watchdog cannot tell that it is alone.
 			r.tell()
 			killAt += r.currentPlan().grace()
 		}
 	}
-	for pause := time.Millisecond; !r.gone(); pause = min(2*pause, 20*time.Millisecond) {
-		now = boottime.Now()
+	for pause := time.Millisecond; !r.allGone(); pause = min(2*pause, 20*time.Millisecond) {
+		now := boottime.Now()
 		if ctx.Err() != nil && r.out.Stopped == nil {
 			r.out.Stopped = context.Cause(ctx)
-		}
-		if r.out.Stopped != nil {
 			killAt = now
-			if now > r.currentPlan().Deadline {
-				r.signal(unix.SIGKILL)
-				r.out.Outlived = true
-				return
-			}
 		}
 		if now >= killAt {
-			r.signal(unix.SIGKILL)
+			r.killAll()
+		}
+		if r.out.Stopped != nil && now > max(began, r.currentPlan().Deadline)+burial {
+			r.out.Outlived = true
+			return
 		}
 		time.Sleep(pause)
 	}
 	if r.deadBy == 0 {
 		r.deadBy = boottime.Now()
 	}
-	if r.out.Stopped != nil && r.deadBy > r.currentPlan().Deadline {
-		r.out.Outlived = true
+	if late := r.deadBy - r.currentPlan().Deadline; r.out.Stopped != nil && late > 0 {
+		r.out.Outlived, r.out.Late = true, late
 	}
 }
 
 // forward passes a signal that the wrapper got on to the group.
 func (r *run) forward(s syscall.Signal) {
-	if s == unix.SIGCONT {
-		signal.Notify(r.Signals, unix.SIGTSTP)
-		if r.talks {
-			r.tty.pass(r.id.PID)
-		}
+	if s == unix.SIGCONT && r.talks {
+		r.tty.pass(r.id.PID)
 	}
 	r.signal(s)
 }
@@ -263,7 +298,7 @@ func (r *run) paused(s syscall.Signal) {
 	case unix.SIGTTIN, unix.SIGTTOU:
 		// It wants the terminal. If that is ours to give, that is all.
 		if r.tty.pass(r.id.PID) {
-			r.talks = true
+			r.talks, r.out.Terminal = true, true
 			r.signal(unix.SIGCONT)
 			return
 		}
@@ -275,6 +310,8 @@ func (r *run) paused(s syscall.Signal) {
 		return
 	}
 	r.tty.back(r.id.PID)
-	signal.Reset(unix.SIGTSTP)
-	_ = unix.Kill(0, unix.SIGTSTP) // with the rest of the pipeline; on SIGCONT all goes on
+	// With the rest of the pipeline; on SIGCONT all goes on. Not by SIGTSTP, whose
+	// default Go does not restore once it was asked for. Either does nothing where
+	// there is no shell to continue us.
+	_ = unix.Kill(0, unix.SIGTTIN)
 }

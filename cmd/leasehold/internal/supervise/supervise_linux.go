@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"os"
+	"slices"
 	"syscall"
 	"time"
 	"unsafe"
@@ -30,14 +31,18 @@ func rename() {
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
 }
 
-// adoptOrphans makes this process the parent of the command's descendants that
-// lose theirs, so that their end is known here and none stays a zombie.
+// adoptOrphans makes this process the parent of its descendants that lose
+// theirs, so that none gets out of sight, and none stays a zombie.
 func adoptOrphans() {
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 }
 
-// aloneInGroup reports whether nobody else is in this process's group.
-func aloneInGroup() bool {
+// alone reports whether the watchdog, this process, is all that is left: nobody
+// else is in its group, nor descends from it and is meant.
+func alone(meant func(procs.Process) bool) bool {
+	if slices.ContainsFunc(procs.Descendants(os.Getpid()), meant) {
+		return false
+	}
 	members, err := procs.Members(os.Getpid())
 	return err == nil && len(members) <= 1
 }

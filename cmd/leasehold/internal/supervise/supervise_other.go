@@ -6,6 +6,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/leasehold/leasehold/cmd/leasehold/internal/procs"
 	"github.com/leasehold/leasehold/internal/boottime"
 )
 
@@ -28,5 +29,5 @@ func rename() {}
 
 func adoptOrphans() {}
 
-// aloneInGroup cannot tell here. The wrapper looks when the watchdog is gone.
-func aloneInGroup() bool { return true }
+// alone cannot tell here. The wrapper looks when the watchdog is gone.
+func alone(meant func(procs.Process) bool) bool { return true }

@@ -5,6 +5,7 @@ package supervise
 import (
 	"os"
 	"os/signal"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
@@ -16,6 +17,25 @@ import (
 type terminal struct {
 	file *os.File
 	own  int // the group this process is in
+}
+
+// DieOfInterrupt ends this process as ^C would have, if it runs in the
+// foreground of a terminal, so that the loop or script it runs in stops as well.
+// If only the command was told, all of this process's group is.
+func DieOfInterrupt(onlyCommand bool) {
+	t := controllingTerminal()
+	defer t.close()
+	if t == nil || !t.swap(t.own, t.own) {
+		return
+	}
+	who := os.Getpid()
+	if onlyCommand {
+		who = 0
+	}
+	signal.Reset(unix.SIGINT)
+	if unix.Kill(who, unix.SIGINT) == nil {
+		time.Sleep(time.Second) // it comes at any moment
+	}
 }
 
 func controllingTerminal() *terminal {

@@ -11,7 +11,6 @@ type watch struct {
 	stopping bool // the wrapper stops the command itself
 	told     bool // the group was told to stop
 	orphaned bool // the wrapper is gone
-	nested   bool // inside another wrapper's group
 }
 
 type action int
@@ -19,7 +18,7 @@ type action int
 const (
 	nothing action = iota
 	tell           // TERM to the group
-	kill           // KILL to the group, the watchdog included
+	kill           // KILL to the group, and to all that descends from it
 	leave          // nothing is left to watch over
 )
 
@@ -27,11 +26,6 @@ const (
 func (w *watch) orphan(now time.Duration) {
 	w.orphaned = true
 	w.plan = w.plan.soon(now)
-	if w.nested {
-		// Whoever killed the wrapper killed its group, and had waited long enough:
-		// that group's lease ends now, too.
-		w.plan.Kill = now
-	}
 }
 
 // due returns what must be done at now, and the instant to ask again at if

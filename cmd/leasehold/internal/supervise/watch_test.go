@@ -35,7 +35,6 @@ func TestWatchFollowsThePlan(t *testing.T) {
 		{"wrapper gone, told", orphan(watch{plan: p, running: true, told: true}, 100*ms), 100 * ms, nothing, 1000 * ms},
 		{"wrapper gone, grace used up", orphan(watch{plan: p, running: true, told: true}, 100*ms), 1000 * ms, kill, 0},
 		{"wrapper gone in the middle of stopping", orphan(watch{plan: p, running: true, stopping: true}, 1500*ms), 1500 * ms, tell, 1900 * ms},
-		{"wrapper gone, no grace inside another's group", orphan(watch{plan: p, running: true, nested: true}, 100*ms), 100 * ms, kill, 0},
 		{"wrapper gone before any plan", orphan(watch{running: true}, 100*ms), 100 * ms, kill, 0},
 	}
 	for _, tt := range tests {

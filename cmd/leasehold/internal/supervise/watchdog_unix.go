@@ -15,12 +15,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/leasehold/leasehold/cmd/leasehold/internal/procs"
 	"github.com/leasehold/leasehold/internal/boottime"
 )
 
 // The watchdog is this same program, started as
 //
-//	leasehold __watchdog ORDERS REPORTS NESTED -- command args…
+//	leasehold __watchdog ORDERS REPORTS -- command args…
 //
 // with the numbers of the two pipes it talks by. It runs from here, before the
 // packages that the rest of the program needs are initialized, so that it is
@@ -28,11 +29,11 @@ import (
 const watchdogArg = "__watchdog"
 
 func init() {
-	if a := os.Args; len(a) > 6 && a[1] == watchdogArg && a[5] == "--" {
+	if a := os.Args; len(a) > 5 && a[1] == watchdogArg && a[4] == "--" {
 		orders, err1 := strconv.Atoi(a[2])
 		reports, err2 := strconv.Atoi(a[3])
 		if err1 == nil && err2 == nil && unix.Getpgrp() == os.Getpid() {
-			os.Exit(watchdogMain(orders, reports, a[4] == "nested", a[6:]))
+			os.Exit(watchdogMain(orders, reports, a[5:]))
 		}
 	}
 }
@@ -51,11 +52,11 @@ type watchdog struct {
 	armed   time.Duration
 }
 
-func watchdogMain(orders, reports int, nested bool, argv []string) int {
+func watchdogMain(orders, reports int, argv []string) int {
 	// The kernel kills the command when the thread that started it is gone
 	// (Pdeathsig); this one lives as long as the process.
 	runtime.LockOSThread()
-	w := &watchdog{argv: argv, orders: orders, reports: reports, watch: watch{nested: nested}, alone: true}
+	w := &watchdog{argv: argv, orders: orders, reports: reports, alone: true}
 	var wake [2]int
 	if err := unix.Pipe(wake[:]); err != nil {
 		return 1
@@ -79,13 +80,15 @@ func watchdogMain(orders, reports int, nested bool, argv []string) int {
 		case leave:
 			return 0
 		case kill:
+			w.told = true
 			w.report(report{Killing: true})
+			procs.KillDescendants(os.Getpid(), w.meant)
 			_ = unix.Kill(-os.Getpid(), unix.SIGKILL)
 		case tell:
 			w.told = true
 			w.report(report{Ending: true})
-			_ = unix.Kill(-os.Getpid(), unix.SIGTERM)
-			_ = unix.Kill(-os.Getpid(), unix.SIGCONT) // a suspended process is told nothing
+			signalGroup(unix.SIGTERM, os.Getpid(), w.meant)
+			signalGroup(unix.SIGCONT, os.Getpid(), w.meant) // a suspended process is told nothing
 			continue
 		}
 		if w.child == 0 && w.running {
@@ -97,6 +100,12 @@ func watchdogMain(orders, reports int, nested bool, argv []string) int {
 		w.wakeAt(next)
 		w.wait()
 	}
+}
+
+// meant reports whether a process that descends from this one must end: all must
+// when the lease does, and else all but daemons.
+func (w *watchdog) meant(p procs.Process) bool {
+	return w.told || w.stopping || w.orphaned || !daemon(p)
 }
 
 // catchSignals keeps the signals that are meant for the group from ending the
@@ -193,11 +202,7 @@ func (w *watchdog) follow() {
 		}
 		switch {
 		case o.Plan != nil:
-			w.plan = Plan{
-				Term:     ownTime(o.Plan.Term),
-				Kill:     ownTime(o.Plan.Kill),
-				Deadline: ownTime(o.Plan.Deadline),
-			}
+			w.plan = Plan{Term: ownTime(o.Plan.Term), Kill: ownTime(o.Plan.Kill)}
 		case o.Stopping:
 			w.stopping = true
 		case o.Start != nil && w.child == 0:
@@ -251,7 +256,7 @@ func (w *watchdog) reap() {
 			w.child, exited = 0, &exitStatus{status}
 		}
 	}
-	if w.child == 0 && (childless || aloneInGroup()) {
+	if w.child == 0 && (childless || alone(w.meant)) {
 		w.running, w.alone = false, true
 	}
 	if exited != nil || w.alone {

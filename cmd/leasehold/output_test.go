@@ -1,0 +1,58 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	"github.com/leasehold/leasehold/backend"
+)
+
+func TestReadable(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0:                             "0s",
+		300 * time.Microsecond:        "0s",
+		250 * time.Millisecond:        "250ms",
+		1500 * time.Millisecond:       "1.5s",
+		12 * time.Second:              "12s",
+		59900 * time.Millisecond:      "1m0s",
+		60 * time.Second:              "1m",
+		185 * time.Second:             "3m5s",
+		2*time.Hour + 4*time.Minute:   "2h4m",
+		2*time.Hour + 59*time.Second:  "2h",
+		75*time.Hour + 59*time.Minute: "3d3h",
+		backend.MaxDuration:           "365d",
+		backend.Forever:               "for ever",
+		-12 * time.Second:             "-12s",
+	} {
+		if got := readable(d); got != want {
+			t.Errorf("%d is %q, want %q", d, got, want)
+		}
+	}
+}
+
+func TestPublicURL(t *testing.T) {
+	for raw, want := range map[string]string{
+		"file:///var/lib/leases":                              "file:///var/lib/leases",
+		"file:///a%23b%20c?shared=allow":                      "file:///a%23b%20c?shared=allow",
+		"memory:jobs":                                         "memory:jobs",
+		"redis://user:word@host:6379/0?prefix=a":              "redis://host:6379/0?prefix=a",
+		"redis://:word@host/0?password=word&prefix=a":         "redis://host/0?prefix=a",
+		"etcd://host/p?username=me&clientkey=/k&Auth_Token=t": "etcd://host/p",
+		"kubernetes://ns?context=c&kubeconfig=/home/me/k":     "kubernetes://ns?context=c&kubeconfig=%2Fhome%2Fme%2Fk",
+		"redis:me:word@host":                                  "redis:host",
+		"redis://host/0#word":                                 "redis://host/0",
+		"%":                                                   "",
+	} {
+		if got := publicURL(raw); got != want {
+			t.Errorf("%s becomes %s, want %s", raw, got, want)
+		}
+	}
+}
+
+func TestPlain(t *testing.T) {
+	for s, want := range map[string]string{"a b/ö 🦊": "a b/ö 🦊", "\x1b[2J": `"\x1b[2J"`, "a\nb": `"a\nb"`} {
+		if got := plain(s); got != want {
+			t.Errorf("%q is shown as %s, want %s", s, got, want)
+		}
+	}
+}
