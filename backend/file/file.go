@@ -254,7 +254,7 @@ func (s *Store) prepare(dir string) error {
 		return fmt.Errorf("%w: the folder %s lies on %s, whose locks, clocks and notifications may end at this machine: choose a folder on a local disk, or a store with a server; if no other machine uses it, allow it with file.AllowNetwork or ?network=allow", backend.ErrInvalid, dir, name)
 	}
 	if err := os.MkdirAll(dir, 0o700); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: no folder can be made at %s; choose another place: %w", backend.ErrInvalid, dir, err)
+		return fmt.Errorf("no folder can be made at %s; choose another place: %w", dir, err)
 	} else if err != nil {
 		return refusal("the folder "+dir+" cannot be made", err)
 	}

@@ -69,9 +69,9 @@ Exit codes:
 			open := func() (backend.Store, error) { return backend.Open(ctx, url) }
 			// The suite says of each case what fails; that there is no store at all is
 			// to be said once.
-			store, err := open()
+			store, err := o.open(ctx)
 			if err != nil {
-				return failure(fmt.Errorf("the store cannot be opened: %w", err))
+				return failure(err)
 			}
 			defer store.Close()
 			traits := store.Traits()

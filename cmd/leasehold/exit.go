@@ -78,9 +78,12 @@ func message(err error) string {
 	if errors.As(err, &e) && e.err == nil {
 		return ""
 	}
-	// What is invalid says so by itself.
-	text := strings.TrimPrefix(err.Error(), backend.ErrInvalid.Error()+": ")
-	return "leasehold: " + strings.ReplaceAll(text, "\n", "; ")
+	return "leasehold: " + strings.ReplaceAll(reason(err), "\n", "; ")
+}
+
+// reason is the text of an error, for people. What is invalid says so by itself.
+func reason(err error) string {
+	return strings.TrimPrefix(err.Error(), backend.ErrInvalid.Error()+": ")
 }
 
 // cause is why ctx ended, or err if it has not.

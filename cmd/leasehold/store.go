@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -67,11 +68,12 @@ func (o *options) open(ctx context.Context) (backend.Store, error) {
 		return nil, err
 	}
 	store, err := backend.Open(ctx, u)
-	if err != nil {
-		if errors.Is(err, backend.ErrInvalid) {
-			return nil, failure(err)
-		}
-		return nil, fail(exitUnavailable, fmt.Errorf("the store cannot be opened: %w", err))
+	var system syscall.Errno
+	switch {
+	case errors.Is(err, backend.ErrInvalid) && !errors.As(err, &system):
+		return nil, failure(err) // the URL is wrong
+	case err != nil:
+		return nil, fail(exitUnavailable, fmt.Errorf("the store cannot be opened: %s", reason(err)))
 	}
 	if o.noProcessCheck {
 		return store, nil
