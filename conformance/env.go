@@ -24,6 +24,7 @@ type Env struct {
 	prefix   string // of every name of this case
 	traits   backend.Traits
 	duration time.Duration
+	label    string        // of the goroutines of this try
 	scale    time.Duration // how much longer than configured, after a try that was late
 	trace    *trace
 	pkg      string // the store's
@@ -230,7 +231,7 @@ func (e *Env) needs(f Feature) {
 }
 
 // running returns how many goroutines of this case are in the code of a package.
-func (e *Env) running(pkg string) int { return count(goroutines(e.cfg.run, e.name), pkg) }
+func (e *Env) running(pkg string) int { return count(goroutines(e.cfg.run, e.label), pkg) }
 
 // defers calls f after the case, before the clients are closed.
 func (e *Env) defers(f func()) {

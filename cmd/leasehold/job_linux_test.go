@@ -168,15 +168,6 @@ func (c *command) ends(code int) {
 	}
 }
 
-func (c *command) running() bool {
-	select {
-	case <-c.done:
-		return false
-	default:
-		return true
-	}
-}
-
 // events parses --json. Every line must be an object.
 func (c *command) events() (events []jsonEvent) {
 	c.p.t.Helper()

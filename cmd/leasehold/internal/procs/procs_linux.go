@@ -19,6 +19,9 @@ import (
 // this machine with its clock, and this PID namespace. The host name is in it
 // because machines restored from one snapshot share everything else.
 func Machine() (string, error) {
+	if self, _ := os.Readlink("/proc/self"); self != strconv.Itoa(os.Getpid()) {
+		return "", fmt.Errorf("%w: /proc is that of another PID namespace", ErrUnsupported)
+	}
 	boot, err := boottime.ID()
 	if err != nil {
 		return "", err

@@ -53,15 +53,15 @@ type Outcome struct {
 	Exited   bool               // how it ended is known: Status
 	Status   syscall.WaitStatus //
 	Stopped  error              // why it was stopped
-	Outlived bool               // it, or another process of its group, was alive after the deadline, or may have been
+	Outlived bool               // it, or something it started, was alive after the deadline, or may have been
 	Late     time.Duration      // for so long at most; 0 if it still is
 	Terminal bool               // it had the terminal to itself: what was typed there (^C) went to it alone
 }
 
 // Run runs the command until it ends, but not beyond ctx and the plan: when ctx
 // ends, which it does no later than Plan.Term, the command is told to stop, and
-// killed at Plan.Kill or when it has used up the grace. It returns when nobody
-// is alive in the group any more, but no later than soon after the deadline.
+// killed at Plan.Kill or when it has used up the grace. It returns when all that
+// it started is dead, but no later than soon after the deadline.
 //
 // When the command has ended by itself, what it left behind is told to stop,
 // too, and killed after the grace; only what has a session of its own, a daemon,
@@ -85,7 +85,7 @@ func (g *Guard) Run(ctx context.Context, c Command) Outcome {
 
 	g.order(order{Start: &start{Env: c.Env}})
 	r.loop(ctx)
-	if r.out.Err == nil {
+	if r.out.Err == nil || r.out.Err == ErrWatchdog {
 		r.verify(ctx)
 	}
 	if r.out.Stopped == ErrLate && ctx.Err() != nil {
