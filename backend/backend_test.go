@@ -87,6 +87,7 @@ func TestErrors(t *testing.T) {
 }
 
 func TestOpen(t *testing.T) {
+	t.Cleanup(func() { delete(registry.openers, "test-scheme") }) // for -count
 	Register("test-scheme", func(_ context.Context, u *url.URL) (Store, error) {
 		if _, err := Query(u, "known"); err != nil {
 			return nil, err
