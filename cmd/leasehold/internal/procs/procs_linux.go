@@ -88,16 +88,16 @@ func (p Process) Signal(s syscall.Signal) error {
 // start meanwhile.
 func KillDescendants(pid int, meant func(Process) bool) {
 	killed := map[ID]bool{}
-	for range 20 { // else it is faster than we are
-		found := false
+	// /proc is not read at one instant: where a parent goes away in between, its
+	// children seem to descend from nobody. So two looks must agree that there is
+	// nobody left.
+	for tries, clean := 0, 0; tries < 20 && clean < 2; tries++ { // else they are faster than we are
+		clean++
 		for _, p := range Descendants(pid) {
 			if meant(p) && !killed[p.ID] {
-				found, killed[p.ID] = true, true
+				clean, killed[p.ID] = 0, true
 				_ = p.Signal(syscall.SIGKILL)
 			}
-		}
-		if !found {
-			return
 		}
 	}
 }

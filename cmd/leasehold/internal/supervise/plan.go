@@ -18,12 +18,13 @@ type Plan struct {
 }
 
 // NewPlan makes the plan for a lease of this duration whose deadline lies left
-// ahead. The command has a little less than grace to stop: it is killed a
-// fiftieth of the duration before the deadline, at least 50 ms, but not before
-// half of the grace has passed.
+// ahead. The command has a little less than grace to stop: it is killed a tenth
+// of the duration before the deadline, at least 50 ms and at most 1 s, but not
+// before half of the grace has passed. On a busy machine it takes a while until
+// whoever is to kill gets to run, and until who was killed is gone.
 func NewPlan(left, grace, duration time.Duration) Plan {
 	deadline := boottime.Now() + left
-	margin := min(max(duration/50, 50*time.Millisecond), grace/2)
+	margin := min(max(duration/10, 50*time.Millisecond), time.Second, grace/2)
 	return Plan{Term: deadline - grace, Kill: deadline - margin, Deadline: deadline}
 }
 
