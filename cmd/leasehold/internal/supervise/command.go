@@ -41,12 +41,12 @@ func daemon(p procs.Process) bool {
 // that are meant and have left it. The command may have: timeout(1) does, for
 // one, and passes on what it gets to its own children.
 func signalGroup(s syscall.Signal, watchdog int, meant func(procs.Process) bool) {
+	_ = unix.Kill(-watchdog, s)
 	for _, p := range procs.Descendants(os.Getpid()) {
 		if p.Parent == watchdog && p.Group != watchdog && meant(p) {
 			_ = p.Signal(s)
 		}
 	}
-	_ = unix.Kill(-watchdog, s)
 }
 
 // merge returns env with the variables of inner, which win: of two with one

@@ -174,13 +174,13 @@ func (r *run) stop(ctx context.Context, tell bool) {
 	if ctx.Err() != nil {
 		r.out.Stopped = context.Cause(ctx)
 	}
+	now := boottime.Now()
+	left := max(r.currentPlan().soon(now).Kill-now, 0)
 	r.order(order{Stopping: true})
+	r.killAfter(left)
 	if tell {
 		r.tell()
 	}
-	now := boottime.Now()
-	left := max(r.currentPlan().soon(now).Kill-now, 0)
-	r.killAfter(left)
 	r.Stopping(r.out.Stopped, left)
 }
 

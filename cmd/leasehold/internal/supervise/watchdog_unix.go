@@ -82,6 +82,9 @@ func watchdogMain(orders, reports int, argv []string) int {
 		case kill:
 			w.told = true
 			w.report(report{Killing: true})
+			if w.child != 0 {
+				_ = unix.Kill(w.child, unix.SIGKILL) // no time is lost on the rest
+			}
 			procs.KillDescendants(os.Getpid(), w.meant)
 			_ = unix.Kill(-os.Getpid(), unix.SIGKILL)
 		case tell:
