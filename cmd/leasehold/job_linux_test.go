@@ -261,7 +261,10 @@ func TestWatchdogKilled(t *testing.T) {
 	c := p.start("run", "--duration", "30s", "job", "--", "sh", "-c", family)
 	p.untilFile("grandchild")
 	syscall.Kill(p.number("watchdog"), syscall.SIGKILL)
-	c.ends(137)
+	<-c.done
+	if c.code != 137 && c.code != exitInternal { // the latter if it had not yet said that it has started the command
+		t.Errorf("exit code %d", c.code)
+	}
 	if !dead(p.number("child")) || !dead(p.number("grandchild")) {
 		t.Error("the command has survived")
 	}
@@ -269,6 +272,24 @@ func TestWatchdogKilled(t *testing.T) {
 		t.Error(c.stderr.String())
 	}
 	p.start("run", "--no-wait", "job", "--", "true").ends(0)
+}
+
+// The watchdog dies as soon as the command runs, perhaps before it could say so.
+// What the command has started must not be there when the lease is given back.
+func TestWatchdogKilledAtOnce(t *testing.T) {
+	for range 10 {
+		t.Run("", func(t *testing.T) {
+			p := newPlace(t)
+			c := p.start("run", "--duration", "30s", "job", "--", "sh", "-c", `sleep 30 & echo $! >grandchild; kill -9 $PPID; wait`)
+			<-c.done
+			if c.code != 137 && c.code != exitInternal {
+				t.Errorf("exit code %d:\n%s", c.code, c.stderr.String())
+			}
+			if !dead(p.number("grandchild")) {
+				t.Error("what the command had started has survived")
+			}
+		})
+	}
 }
 
 // Where wrapper and watchdog are both killed, what the command had started is

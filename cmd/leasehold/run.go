@@ -439,7 +439,7 @@ func (j *job) hold() error {
 		return fail(exitLost, fmt.Errorf("lease %q was lost: %w; %s", j.name, out.Stopped, what))
 	case errors.Is(out.Err, supervise.ErrWatchdog):
 		j.release(releaseTimeout)
-		return fail(exitInternal, fmt.Errorf("%w before it could start the command", out.Err))
+		return fail(exitInternal, fmt.Errorf("%w before it had said that the command was started; nothing of it is alive", out.Err))
 	case out.Err != nil:
 		j.release(releaseTimeout)
 		return cannotRun(out.Err, out.NotFound)
