@@ -303,7 +303,7 @@ func (l *Lease) see(rec backend.Record) {
 
 // look reads the record, for a question.
 func (l *Lease) look(ctx context.Context) (rec backend.Record, expired bool, err error) {
-	rec, err = l.call(ctx, call{verb: verbGet, timeout: min(l.rules.duration/4, maxTimeout)})
+	rec, err = l.call(ctx, call{verb: verbGet, timeout: l.rules.patience()})
 	if err != nil && ctx.Err() != nil {
 		err = &interruptedError{context.Cause(ctx)}
 	}

@@ -141,14 +141,18 @@ const (
 // run at different rates, and 2 ms for their granularity.
 func deadlineOf(sent, d time.Duration) time.Duration { return sent + d - d/100 - 2*time.Millisecond }
 
-// stopOf is when the context of a tenure ends that was asked for then.
-func (r *rules) stopOf(sent, d time.Duration) time.Duration {
-	stop := deadlineOf(sent, d) - r.grace
+// stopOf is when the context ends of a tenure whose grant was asked for at since
+// and that is good until deadline.
+func (r *rules) stopOf(since, deadline time.Duration) time.Duration {
+	stop := deadline - r.grace
 	if r.maxHold > 0 {
-		stop = min(stop, sent+r.maxHold)
+		stop = min(stop, since+r.maxHold)
 	}
 	return stop
 }
+
+// patience is how long one call may take where no tenure is at stake.
+func (r *rules) patience() time.Duration { return min(r.duration/4, maxTimeout) }
 
 // observedOver is how long an observer must have seen a record of duration d
 // unchanged: more by the same hundredth.
@@ -234,7 +238,7 @@ func (r *rules) reply(s *state, a *actions, e event, now time.Duration) {
 func (r *rules) acquireReply(s *state, a *actions, e event, now time.Duration) {
 	var held *backend.HeldError
 	switch {
-	case e.err == nil && now >= r.stopOf(s.op.sent, e.rec.Duration):
+	case e.err == nil && now >= r.stopOf(s.op.sent, deadlineOf(s.op.sent, e.rec.Duration)):
 		// Granted, but the answer took as long as the tenure lasts.
 		s.op.tooLate = true
 		s.op.err = fmt.Errorf("the store took %v to grant %v: too late to be of use", now-s.op.sent, e.rec.Duration)
@@ -296,7 +300,7 @@ func (r *rules) renewReply(s *state, a *actions, e event, now time.Duration) {
 	s.op.join = false
 	switch {
 	case e.err == nil && join:
-		if now >= r.stopOf(s.op.sent, e.rec.Duration) {
+		if now >= r.stopOf(s.op.sent, deadlineOf(s.op.sent, e.rec.Duration)) {
 			r.finish(s, a, fmt.Errorf("the store took %v to renew for %v: too late to be of use", now-s.op.sent, e.rec.Duration))
 			return
 		}
@@ -415,7 +419,7 @@ func (r *rules) see(s *state, a *actions, rec backend.Record, now time.Duration)
 func (r *rules) send(s *state, a *actions, v verb, rec backend.Record, over string, now time.Duration) {
 	s.op.verb, s.op.sent = v, now
 	s.op.calls++
-	timeout := min(r.duration/4, maxTimeout)
+	timeout := r.patience()
 	if s.held {
 		timeout = min(timeout, (s.stop-now)/2)
 	}
@@ -456,10 +460,7 @@ func (r *rules) begin(s *state, a *actions, rec backend.Record, now time.Duratio
 func (s *state) extend(r *rules, rec backend.Record, sent time.Duration) {
 	s.tenure, s.failure = rec, nil
 	s.deadline = max(s.deadline, deadlineOf(sent, rec.Duration))
-	s.stop = s.deadline - r.grace
-	if r.maxHold > 0 {
-		s.stop = min(s.stop, s.since+r.maxHold)
-	}
+	s.stop = r.stopOf(s.since, s.deadline)
 }
 
 // overdue is the cause of an end at the stop.

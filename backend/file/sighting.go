@@ -49,9 +49,7 @@ func (s *Store) forget(name string) {
 	delete(s.seen, name)
 }
 
-func (s *Store) notesPath(name string) string {
-	return strings.TrimSuffix(s.shard(name).path, ".lock") + ".seen"
-}
+func (s *Store) notesPath(name string) string { return s.besideLock(name, ".seen") }
 
 // notes reads what was noted in this boot. What cannot be read was not noted:
 // the record then takes its duration once more.
@@ -100,8 +98,10 @@ func (s *Store) writeNotes(name string, n notes) error {
 }
 
 // temporary is the file in which the holder of the name's lock prepares another.
-func (s *Store) temporary(name string) string {
-	return strings.TrimSuffix(s.shard(name).path, ".lock") + ".tmp"
+func (s *Store) temporary(name string) string { return s.besideLock(name, ".tmp") }
+
+func (s *Store) besideLock(name, suffix string) string {
+	return strings.TrimSuffix(s.shard(name).path, ".lock") + suffix
 }
 
 // otherBoot reports whether the entry is a tenure whose instants mean nothing in
