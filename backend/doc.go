@@ -21,6 +21,9 @@
 // The suite in package conformance checks these, clause by clause, against any
 // store.
 //
+// What a store may do beyond that it tells by its methods: [Watcher], [Lister],
+// [Examiner]. The functions [Watch], [List] and [Examine] take any store.
+//
 // # What a store cannot promise
 //
 // A record says who may act; it cannot stop a process that was paused from

@@ -57,14 +57,14 @@ func Open(ctx context.Context, rawURL string) (Store, error) {
 	open := registry.openers[u.Scheme]
 	registry.RUnlock()
 	if open == nil {
-		known := "no store is compiled in"
+		known := "no store is built into this program"
 		if s := Schemes(); len(s) > 0 {
-			known = "known are " + strings.Join(s, ", ")
+			known = "known are " + strings.Join(s, ", ") + ", the stores built into this program"
 		}
 		if u.Scheme == "" {
 			return nil, fmt.Errorf("%w: the store URL has no scheme: %s", ErrInvalid, known)
 		}
-		return nil, fmt.Errorf("%w: no store is registered for the URL scheme %q: %s (import its package)", ErrInvalid, u.Scheme, known)
+		return nil, fmt.Errorf("%w: no store is registered for the URL scheme %q: %s", ErrInvalid, u.Scheme, known)
 	}
 	return open(ctx, u)
 }

@@ -90,13 +90,13 @@ func Poll(ctx context.Context, s Store, name string, interval time.Duration) ite
 // caller. A client that ignores its context is left behind.
 func look(ctx context.Context, s Store, name string, timeout time.Duration) (Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	type answer struct {
 		rec Record
 		err error
 	}
 	answers := make(chan answer, 1)
 	go func() {
-		defer cancel()
 		rec, err := s.Get(ctx, name)
 		answers <- answer{rec, err}
 	}()

@@ -118,6 +118,22 @@ func TestHungStore(t *testing.T) {
 	}
 }
 
+func TestTheCauseIsTheRefusal(t *testing.T) {
+	// Not that the very last calls, a millisecond before the stop, had no answer.
+	bubble(t, func(t *testing.T) {
+		f := faults()
+		l := newLease(t, f.Store())
+		must(t, l.Acquire(t.Context()))
+		f.Every(conformance.Fail(backend.ErrDenied))
+		time.Sleep(duration / 2)
+		f.Every(conformance.Hang())
+		<-l.Context().Done()
+		if !errors.Is(cause(l), lease.ErrExpired) || !errors.Is(cause(l), backend.ErrDenied) {
+			t.Errorf("the cause is %v, want one that says that renewals were denied", cause(l))
+		}
+	})
+}
+
 func TestOneFailedRenewalIsSurvived(t *testing.T) {
 	for _, fault := range []conformance.Fault{conformance.Fail(nil), conformance.LoseReply(nil), conformance.Hang(), conformance.HangAfter()} {
 		bubble(t, func(t *testing.T) {

@@ -332,7 +332,11 @@ func (r *rules) renewReply(s *state, a *actions, e event, now time.Duration) {
 		// A failed renewal is not a loss: the tenure goes on until its stop.
 		r.finish(s, a, e.err)
 		if s.held {
-			s.failure = e.err
+			// The last calls before the stop have hardly any time: that they got no answer
+			// explains less than the refusal before them.
+			if backend.Definite(e.err) || !backend.Definite(s.failure) {
+				s.failure = e.err
+			}
 			a.note, a.about, a.noteOf = EventRenewFailed, s.tenure, e.err
 		}
 	}

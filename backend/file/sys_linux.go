@@ -46,16 +46,21 @@ var remoteFileSystems = map[uint32]string{
 
 // fileSystem names the file system of dir where it is a remote one.
 func fileSystem(dir string) (name string, remote bool, err error) {
-	var st unix.Statfs_t
-	for {
-		if err := unix.Statfs(dir, &st); err == nil {
-			break
-		} else if err != unix.EINTR {
-			return "", false, err
-		}
+	st, err := statfs(dir)
+	if err != nil {
+		return "", false, err
 	}
 	name, remote = remoteFileSystems[uint32(st.Type)]
 	return name, remote, nil
+}
+
+// statfs is statfs(2), until no signal is in the way.
+func statfs(dir string) (st unix.Statfs_t, err error) {
+	for {
+		if err = unix.Statfs(dir, &st); err != unix.EINTR {
+			return st, err
+		}
+	}
 }
 
 // writable returns an error if this user may not make and delete files in dir.
