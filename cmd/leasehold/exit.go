@@ -12,7 +12,7 @@ import (
 // The exit codes. They are stable. Those from 64 to 78 mean what they do in
 // sysexits(3), 124 to 127 what they do in timeout(1) and in a shell.
 const (
-	exitFailed        = 1   // conformance: the store broke a promise
+	exitFailed        = 1   // conformance: the store broke a promise; doctor: it has a problem
 	exitFree          = 2   // get: nobody holds it
 	exitExpired       = 3   // get: its holder's time is over
 	exitUsage         = 64  //

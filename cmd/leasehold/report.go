@@ -126,7 +126,7 @@ func (r *reporter) lease(e lease.Event, left time.Duration) {
 		j.RemainingMS, j.Cause = millis(e.Record.Remaining), ""
 	case lease.EventAcquireFailed:
 		j.ElapsedMS = precise(e.Elapsed)
-		if r.waits && !r.troubled {
+		if r.waits && !r.troubled && !backend.Definite(e.Err) { // which ends it
 			r.say("the lease could not be asked for, still trying: %v", e.Err)
 			r.troubled = true
 		}

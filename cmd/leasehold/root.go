@@ -79,7 +79,7 @@ your own on this machine, so nothing needs to be set up to try it.`,
 	})
 	root.AddCommand(
 		newRun(o), newGet(o), newList(o), newWatch(o), newWait(o), newRelease(o),
-		newConformance(o), newVersion(o),
+		newConformance(o), newDoctor(o), newVersion(o),
 	)
 	root.InitDefaultCompletionCmd()
 	return root

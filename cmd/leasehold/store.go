@@ -20,6 +20,7 @@ import (
 	// The stores that --store can name.
 	_ "github.com/leasehold/leasehold/backend/file"
 	_ "github.com/leasehold/leasehold/backend/memory"
+	_ "github.com/leasehold/leasehold/kubernetes"
 )
 
 const envStore = "LEASEHOLD_STORE"

@@ -27,7 +27,7 @@ import (
 
 // The keys of the metadata. Machine is compared as a whole.
 const (
-	Prefix     = "leasehold.process/"
+	Prefix     = "leasehold.process."
 	keyMachine = Prefix + "machine"
 	keyWrapper = Prefix + "wrapper" // the process that renews
 	keyGroup   = Prefix + "group"   // the leader of the group that acts
