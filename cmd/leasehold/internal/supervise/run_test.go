@@ -61,7 +61,8 @@ func command() Command {
 }
 
 // sh runs a shell script under a guard and returns how it ended. The script's
-// folder is empty at first.
+// folder is empty at first. What more does begins when the start was reported,
+// which the script itself can overtake.
 func sh(t *testing.T, duration, grace time.Duration, script string, more ...func(g *Guard, dir string, cancel func(error))) (Outcome, string, time.Duration) {
 	t.Helper()
 	dir := t.TempDir()
@@ -79,10 +80,17 @@ func sh(t *testing.T, duration, grace time.Duration, script string, more ...func
 	defer stop.Stop()
 	c := command()
 	defer signal.Stop(c.Signals)
-	done := make(chan struct{})
-	defer func() { <-done }()
+	started, ended, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	tell := c.Started
+	c.Started = func(pid int) { tell(pid); close(started) }
+	defer func() { close(ended); <-done }()
 	go func() {
 		defer close(done)
+		select {
+		case <-started:
+		case <-ended:
+			return
+		}
 		for _, f := range more {
 			f(g, dir, cancel)
 		}
