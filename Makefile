@@ -1,7 +1,14 @@
-# Everything a contributor runs. `make test` needs nothing but Go.
+# Everything a contributor runs. `make test` needs nothing but Go: servers are
+# taken from where they are, or built, which takes minutes once; tests of one
+# that cannot be had are skipped and say so, unless LEASEHOLD_REQUIRE_SERVERS=1.
 
-# Every module of the workspace.
+# Every module of the workspace, which is what users import.
 MODULES := $(shell go list -m -f '{{.Dir}}')
+# Modules with dependencies that no user should inherit. Those that build the
+# servers are not looked at: that alone would fetch half of Kubernetes.
+OUTSIDE := $(patsubst %/go.mod,$(CURDIR)/%,$(wildcard integration/go.mod benchmarks/go.mod))
+
+SERVERS := go -C integration run ./cmd/servers
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
@@ -21,10 +28,22 @@ build: ## build the command into bin/
 
 .PHONY: test
 test: ## run all tests of all modules, with the race detector
-	@echo "servers: none are needed (the memory and file stores run in place)"
-	@status=0; for m in $(MODULES); do \
+	@trap '$(SERVERS) sweep' EXIT; trap 'exit 130' INT TERM; status=0; \
+	$(SERVERS) prepare || status=1; \
+	for m in $(MODULES); do \
 		(cd $$m && go test -race -timeout 10m $(TESTFLAGS) ./...) || status=1; \
-	done; exit $$status
+	done; \
+	echo "kubernetes, with the oldest client-go it supports:"; \
+	(cd kubernetes && GOWORK=off go test -race -timeout 10m $(TESTFLAGS) ./...) || status=1; \
+	echo "integration, with the newest; one package at a time, as the servers want the processors, too:"; \
+	(cd integration && go test -race -p 1 -timeout 20m $(TESTFLAGS) ./...) || status=1; \
+	echo "integration, the suite with the oldest client-go:"; \
+	(cd integration && GOWORK=off go test -modfile=oldest.mod -race -timeout 10m -run 'TestConformance|OnLock' $(TESTFLAGS) ./kubernetes) || status=1; \
+	exit $$status
+
+.PHONY: servers
+servers: ## see which servers the tests will use; pull or build what is missing
+	@$(SERVERS) prepare
 
 .PHONY: check
 check: fmt vet lint tidy vuln ## everything but the tests that CI looks at
@@ -37,16 +56,21 @@ fmt: ## fail if a file is not formatted
 .PHONY: vet
 vet: ## go vet, also for the systems that can only be compiled for here
 	@for m in $(MODULES); do (cd $$m && go vet ./...) || exit 1; done
-	@for os in darwin windows freebsd; do for m in $(MODULES); do \
+	@for m in $(OUTSIDE); do (cd $$m && GOWORK=off go vet ./...) || exit 1; done
+	@for os in darwin windows; do for m in $(MODULES); do \
 		(cd $$m && GOOS=$$os go build ./...) || exit 1; done; done
+	@GOOS=freebsd go build ./... # the rest would compile all of client-go once more
+	@for m in $(OUTSIDE); do (cd $$m && GOOS=darwin GOWORK=off go vet ./...) || exit 1; done
 
 .PHONY: lint
 lint: ## staticcheck, as staticcheck.conf says
 	@for m in $(MODULES); do (cd $$m && go run $(STATICCHECK) ./...) || exit 1; done
+	@for m in $(OUTSIDE); do (cd $$m && GOWORK=off go run $(STATICCHECK) ./...) || exit 1; done
 
 .PHONY: tidy
 tidy: ## fail if a go.mod is not tidy
-	@for m in $(MODULES); do (cd $$m && GOWORK=off go mod tidy -diff) || exit 1; done
+	@for m in $(MODULES) $(OUTSIDE); do (cd $$m && GOWORK=off go mod tidy -diff) || exit 1; done
+	@cd integration && GOWORK=off go mod tidy -modfile=oldest.mod -diff
 
 # The data base of vulnerabilities is fetched at each run. Without it the check
 # says so and passes; with LEASEHOLD_REQUIRE_VULNDB=1 it fails.
@@ -70,6 +94,7 @@ fuzz: ## run every fuzz test for FUZZTIME
 .PHONY: bench
 bench: ## run the benchmarks: make bench BENCH=Held COUNT=6 | tee new.txt
 	@for m in $(MODULES); do (cd $$m && go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) ./...) || exit 1; done
+	@if [ -f benchmarks/go.mod ]; then cd benchmarks && GOWORK=off go test -timeout 0 -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) ./...; fi
 
 .PHONY: benchstat
 benchstat: ## compare two outputs: make benchstat OLD=old.txt NEW=new.txt

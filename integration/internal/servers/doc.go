@@ -1,0 +1,27 @@
+// Package servers finds or makes the real servers that tests run against, and
+// starts them.
+//
+// The first that works is taken:
+//
+//   - a cluster of the user's: LEASEHOLD_TEST_KUBECONFIG names a kubeconfig,
+//     LEASEHOLD_TEST_KUBECONTEXT one of its contexts. It is used as it is:
+//     it cannot be paused or stopped, and its requests cannot be counted.
+//   - the public images, where there is a Docker engine that has or can pull
+//     them. LEASEHOLD_TEST_KUBE_APISERVER_IMAGE and LEASEHOLD_TEST_ETCD_IMAGE
+//     name others, "none" says not to look.
+//   - programs of this machine: from KUBEBUILDER_ASSETS, else from the PATH.
+//   - programs built from the modules in integration/build, which needs only Go
+//     and, for the API server, minutes. They are kept in .cache/servers.
+//     LEASEHOLD_TEST_BUILD=off forbids to build what is not kept yet.
+//
+// Programs are put into images and run as containers where there is a Docker
+// engine, else as processes; LEASEHOLD_TEST_DOCKER=off says not to use one.
+//
+// With LEASEHOLD_REQUIRE_SERVERS=1 a test whose server cannot be had fails,
+// otherwise it is skipped with the reason.
+//
+// Nothing is left behind but the images and .cache/servers: a server is gone
+// after Close. What a killed test binary leaves is labelled with its run, and
+// Sweep removes it once that run is dead; processes die with it by themselves,
+// where the system can do that.
+package servers

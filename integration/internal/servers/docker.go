@@ -1,0 +1,402 @@
+package servers
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/api/pkg/stdcopy"
+	dockercontainer "github.com/moby/moby/api/types/container"
+	dockernet "github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/client"
+	"github.com/testcontainers/testcontainers-go"
+	"github.com/testcontainers/testcontainers-go/log"
+	"github.com/testcontainers/testcontainers-go/network"
+)
+
+// engine is a Docker engine that answers.
+type engine struct {
+	*client.Client
+	version string
+	host    string // where published ports are
+}
+
+var (
+	engineMu    sync.Mutex
+	engineFound *engine
+	engineErr   error
+)
+
+// dockerEngine returns the engine, or why there is none; it looks once.
+func dockerEngine(ctx context.Context) (*engine, error) {
+	if os.Getenv("LEASEHOLD_TEST_DOCKER") == "off" {
+		return nil, errors.New("no Docker engine is used: LEASEHOLD_TEST_DOCKER=off")
+	}
+	engineMu.Lock()
+	defer engineMu.Unlock()
+	if engineFound == nil && engineErr == nil {
+		e, err := newEngine(ctx)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			err = fmt.Errorf("no Docker engine: %w", err)
+		}
+		engineFound, engineErr = e, err
+	}
+	return engineFound, engineErr
+}
+
+func newEngine(ctx context.Context) (e *engine, err error) {
+	defer func() {
+		if r := recover(); r != nil { // so testcontainers says that it finds no engine
+			err = fmt.Errorf("%v", r)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	log.SetDefault(log.NewNoopLogger())
+	// Sweep does what testcontainers' reaper would, without its image.
+	setenv("TESTCONTAINERS_RYUK_DISABLED", "true")
+	c, err := testcontainers.NewDockerClientWithOpts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v, err := c.ServerVersion(ctx, client.ServerVersionOptions{})
+	if err != nil {
+		return nil, err
+	}
+	// In a container testcontainers takes the engine to be outside of it. One
+	// whose bridge is ours is inside.
+	if n, err := c.NetworkInspect(ctx, "bridge", client.NetworkInspectOptions{}); err == nil && strings.HasPrefix(c.DaemonHost(), "unix:") {
+		if _, err := net.InterfaceByName(n.Network.Options["com.docker.network.bridge.name"]); err == nil {
+			setenv("TESTCONTAINERS_HOST_OVERRIDE", "127.0.0.1")
+		}
+	}
+	p, err := testcontainers.NewDockerProvider(testcontainers.WithLogger(log.NewNoopLogger()))
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	host, err := p.DaemonHost(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if host == "localhost" {
+		host = "127.0.0.1"
+	}
+	return &engine{Client: c.Client, version: strings.SplitN(v.Version, "+", 2)[0], host: host}, nil
+}
+
+func setenv(name, value string) {
+	if os.Getenv(name) == "" {
+		os.Setenv(name, value)
+	}
+}
+
+// Of a pull: how long to wait for its first sign of life and between signs, how
+// long in all, and how long a failure is remembered by all processes, so that
+// one run of the tests waits only once.
+const (
+	pullConnect  = 10 * time.Second
+	pullStall    = time.Minute
+	pullTime     = 10 * time.Minute
+	pullRemember = 30 * time.Minute
+)
+
+// pull makes sure that the engine has an image.
+func (e *engine) pull(ctx context.Context, name string) error {
+	if _, err := e.ImageInspect(ctx, name); err == nil {
+		return nil
+	}
+	dir := os.TempDir()
+	if root, err := repository(); err == nil {
+		if dir, err = cache(root); err != nil {
+			return err
+		}
+	}
+	failed := filepath.Join(dir, fmt.Sprintf(".pull-%.8x", sha256.Sum256([]byte(name))))
+	if info, err := os.Stat(failed); err == nil && time.Since(info.ModTime()) < pullRemember {
+		why, err := os.ReadFile(failed)
+		if err == nil {
+			return fmt.Errorf("image %s cannot be pulled: %s (tried at %s; to try again, remove %s)", name, why, info.ModTime().Format("15:04:05"), failed)
+		}
+	}
+	err := e.tryPull(ctx, name)
+	if err == nil || ctx.Err() != nil {
+		os.Remove(failed)
+		return err
+	}
+	progress("image %s cannot be pulled, looking for programs: %v", name, err)
+	os.WriteFile(failed, []byte(err.Error()), 0o644) // else it is tried again
+	return fmt.Errorf("image %s cannot be pulled: %w", name, err)
+}
+
+func (e *engine) tryPull(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, pullTime, fmt.Errorf("not within %v", pullTime))
+	defer cancel()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	watchdog := time.AfterFunc(pullConnect, func() { stop(fmt.Errorf("no answer within %v", pullConnect)) })
+	defer watchdog.Stop()
+	why := func(err error) error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return err
+	}
+	resp, err := e.ImagePull(ctx, name, client.ImagePullOptions{})
+	if err != nil {
+		return why(err)
+	}
+	defer resp.Close()
+	watchdog.Stop()
+	progress("pulling %s", name)
+	stalled := time.AfterFunc(pullStall, func() { stop(fmt.Errorf("no progress for %v", pullStall)) })
+	defer stalled.Stop()
+	for m, err := range resp.JSONMessages(ctx) {
+		if err != nil {
+			return why(err)
+		}
+		if m.Error != nil {
+			return m.Error
+		}
+		stalled.Reset(pullStall)
+	}
+	return why(nil)
+}
+
+// imageOf returns an image that holds nothing but a program. It is made once
+// for each program and kept.
+func (e *engine) imageOf(ctx context.Context, name, version, file string) (string, error) {
+	hash := sha256.New()
+	f, err := os.Open(file)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	size, err := io.Copy(hash, f)
+	if err != nil {
+		return "", err
+	}
+	tag := fmt.Sprintf("%s/%s:%s-%.10x", label, name, strings.ReplaceAll(version, "+", "_"), hash.Sum(nil))
+	if _, err := e.ImageInspect(ctx, tag); err == nil {
+		return tag, nil
+	}
+	unlock, err := lock(ctx, filepath.Join(os.TempDir(), "."+label+"-"+name+".lock"), "another process makes the image "+tag)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if _, err := e.ImageInspect(ctx, tag); err == nil {
+		return tag, nil
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return "", err
+	}
+	r, w := io.Pipe()
+	go func() {
+		t := tar.NewWriter(w)
+		err := errors.Join(
+			t.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777}),
+			t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(programPath(name), "/"), Mode: 0o755, Size: size}),
+		)
+		if err == nil {
+			_, err = io.Copy(t, f)
+		}
+		w.CloseWithError(errors.Join(err, t.Close()))
+	}()
+	resp, err := e.ImageImport(ctx, client.ImageImportSource{Source: r, SourceName: "-"}, tag, client.ImageImportOptions{Message: name + " " + version})
+	if err != nil {
+		r.CloseWithError(err)
+		return "", fmt.Errorf("image %s: %w", tag, err)
+	}
+	defer resp.Close()
+	said, err := io.ReadAll(resp)
+	if err != nil {
+		return "", fmt.Errorf("image %s: %w", tag, err)
+	}
+	if _, err := e.ImageInspect(ctx, tag); err != nil {
+		return "", fmt.Errorf("image %s: %w: %s", tag, err, said)
+	}
+	return tag, nil
+}
+
+// programPath is where the public images have their program, too.
+func programPath(name string) string { return "/usr/local/bin/" + name }
+
+// sweep removes what it can, and returns what it could not as an error.
+func (e *engine) sweep(ctx context.Context, gone func(run string) bool) ([]string, error) {
+	var removed []string
+	var errs []error
+	ours := make(client.Filters).Add("label", label)
+	cs, err := e.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: ours})
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range cs.Items {
+		if !gone(c.Labels[label]) {
+			continue
+		}
+		if _, err := e.ContainerRemove(ctx, c.ID, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true}); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		removed = append(removed, "container "+strings.Join(c.Names, ", "))
+	}
+	ns, err := e.NetworkList(ctx, client.NetworkListOptions{Filters: ours})
+	if err != nil {
+		return removed, errors.Join(append(errs, err)...)
+	}
+	for _, n := range ns.Items {
+		if !gone(n.Labels[label]) {
+			continue
+		}
+		if _, err := e.NetworkRemove(ctx, n.ID, client.NetworkRemoveOptions{}); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		removed = append(removed, "network "+n.Name)
+	}
+	return removed, errors.Join(errs...)
+}
+
+// containers is a place whose servers are containers on a network of their own.
+type containers struct {
+	engine *engine
+	images map[string]string
+	net    *testcontainers.DockerNetwork
+}
+
+func newContainers(ctx context.Context, f *found) (*containers, error) {
+	net, err := network.New(ctx, network.WithLabels(map[string]string{label: run()}))
+	if err != nil {
+		return nil, err
+	}
+	return &containers{engine: f.engine, images: f.images, net: net}, nil
+}
+
+func (c *containers) dir(name string) string { return "/" + label + "/" + name }
+
+func (c *containers) endpoint(name string, port int) (endpoint, error) {
+	published, err := freePort()
+	return endpoint{
+		listen:  fmt.Sprintf("0.0.0.0:%d", port),
+		inside:  fmt.Sprintf("%s:%d", name, port),
+		outside: fmt.Sprintf("%s:%d", c.engine.host, published),
+	}, err
+}
+
+func (c *containers) start(ctx context.Context, s spec) (server, error) {
+	opts := []testcontainers.ContainerCustomizer{
+		testcontainers.WithLogger(log.NewNoopLogger()),
+		testcontainers.WithEntrypoint(programPath(s.name)),
+		testcontainers.WithCmd(s.args...),
+		testcontainers.WithLabels(map[string]string{label: run()}),
+		network.WithNetwork([]string{s.name}, c.net),
+	}
+	for name, content := range s.files {
+		opts = append(opts, testcontainers.WithFiles(testcontainers.ContainerFile{
+			Reader: bytes.NewReader(content), ContainerFilePath: path.Join(c.dir(s.name), name), FileMode: 0o644,
+		}))
+	}
+	if s.publish != nil {
+		_, port, err := net.SplitHostPort(s.publish.listen)
+		if err != nil {
+			return nil, err
+		}
+		inside, err := dockernet.ParsePort(port + "/tcp")
+		if err != nil {
+			return nil, err
+		}
+		host, outside, err := net.SplitHostPort(s.publish.outside)
+		if err != nil {
+			return nil, err
+		}
+		binding := dockernet.PortBinding{HostPort: outside}
+		if host == "127.0.0.1" { // else any: the engine's own address need not be host
+			binding.HostIP = netip.MustParseAddr(host)
+		}
+		opts = append(opts,
+			testcontainers.WithExposedPorts(port+"/tcp"),
+			testcontainers.WithHostConfigModifier(func(c *dockercontainer.HostConfig) {
+				c.PortBindings = dockernet.PortMap{inside: {binding}}
+			}))
+	}
+	ctr, err := testcontainers.Run(ctx, c.images[s.name], opts...)
+	if err != nil {
+		// What a failed start has left.
+		return nil, errors.Join(err, testcontainers.TerminateContainer(ctr, testcontainers.StopTimeout(0)))
+	}
+	return &container{engine: c.engine, id: ctr.GetContainerID()}, nil
+}
+
+func (c *containers) close(ctx context.Context) error { return c.net.Remove(ctx) }
+
+// container is one server. Its folder is the container's own, and stays until
+// the container is removed.
+type container struct {
+	engine *engine
+	id     string
+}
+
+func (c *container) pause(ctx context.Context) error {
+	_, err := c.engine.ContainerPause(ctx, c.id, client.ContainerPauseOptions{})
+	return err
+}
+
+func (c *container) resume(ctx context.Context) error {
+	_, err := c.engine.ContainerUnpause(ctx, c.id, client.ContainerUnpauseOptions{})
+	return err
+}
+
+func (c *container) stop(ctx context.Context) error {
+	if _, err := c.engine.ContainerKill(ctx, c.id, client.ContainerKillOptions{Signal: "KILL"}); err != nil {
+		return err
+	}
+	return within(ctx, time.Minute, func() (bool, error) {
+		running, err := c.running(ctx)
+		return !running, err
+	})
+}
+
+func (c *container) start(ctx context.Context) error {
+	_, err := c.engine.ContainerStart(ctx, c.id, client.ContainerStartOptions{})
+	return err
+}
+
+func (c *container) running(ctx context.Context) (bool, error) {
+	i, err := c.engine.ContainerInspect(ctx, c.id, client.ContainerInspectOptions{})
+	if err != nil {
+		return false, err
+	}
+	return i.Container.State.Running, nil
+}
+
+func (c *container) remove(ctx context.Context) error {
+	_, err := c.engine.ContainerRemove(ctx, c.id, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
+	return err
+}
+
+func (c *container) output(ctx context.Context) (stdout, stderr []byte, err error) {
+	r, err := c.engine.ContainerLogs(ctx, c.id, client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true})
+	if err != nil {
+		return nil, nil, err
+	}
+	defer r.Close()
+	var out, errs bytes.Buffer
+	_, err = stdcopy.StdCopy(&out, &errs, r)
+	return out.Bytes(), errs.Bytes(), err
+}
