@@ -48,7 +48,7 @@ func Schemes() []string {
 // package must have been imported. The Store owns what was opened, and Close
 // closes it. Errors about the URL are ErrInvalid and never repeat a password.
 func Open(ctx context.Context, rawURL string) (Store, error) {
-	u, err := url.Parse(rawURL)
+	u, err := parseURL(rawURL)
 	if err != nil {
 		// The text of a url.Error repeats the URL, which may hold a password.
 		return nil, fmt.Errorf("%w: the store URL cannot be parsed; it looks like file:///var/lib/leases", ErrInvalid)
@@ -67,6 +67,31 @@ func Open(ctx context.Context, rawURL string) (Store, error) {
 		return nil, fmt.Errorf("%w: no store is registered for the URL scheme %q: %s", ErrInvalid, u.Scheme, known)
 	}
 	return open(ctx, u)
+}
+
+// parseURL is url.Parse, but where several hosts stand (a:1,b:2), which that takes
+// for one or refuses, they are all in Host.
+func parseURL(rawURL string) (*url.URL, error) {
+	scheme, rest, ok := strings.Cut(rawURL, "://")
+	end := strings.IndexAny(rest, "/?#")
+	if end < 0 {
+		end = len(rest)
+	}
+	begin := strings.LastIndex(rest[:end], "@") + 1
+	hosts := rest[begin:end]
+	if !ok || !strings.Contains(hosts, ",") {
+		return url.Parse(rawURL)
+	}
+	for host := range strings.SplitSeq(hosts, ",") {
+		if _, err := url.Parse(scheme + "://" + host); err != nil || host == "" {
+			return nil, fmt.Errorf("%q is no host", host)
+		}
+	}
+	u, err := url.Parse(scheme + "://" + rest[:begin] + "hosts" + rest[end:])
+	if err == nil {
+		u.Host = hosts
+	}
+	return u, err
 }
 
 // Query returns the query parameters of a store URL, each of which may stand

@@ -1,0 +1,153 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	// attempts is how many members a call may try that can be sent again. The
+	// client's balancer takes the next one for each.
+	attempts = 5
+
+	// leastAttempt is how long each of them may take at least, if the call has that
+	// long.
+	leastAttempt = 50 * time.Millisecond
+)
+
+// bound is the context of a call: it ends with the store's timeout at the latest,
+// and every request on it is refused by a member that knows of no leader, instead of
+// waiting for one.
+func (s *Store) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	return clientv3.WithRequireLeader(ctx), cancel
+}
+
+// share is the context of one attempt of several: a third of what is left, so that
+// a member that hangs does not use it all up.
+func share(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, max(time.Until(deadline)/3, leastAttempt))
+}
+
+// repeat calls f, which must be harmless to repeat, until it succeeds, fails for
+// good, or there is no time left.
+func repeat(ctx context.Context, f func(ctx context.Context) error) error {
+	pause := 5 * time.Millisecond
+	var last error
+	for n := 1; ; n++ {
+		attempt, cancel := share(ctx)
+		err := f(attempt)
+		cancel()
+		if err == nil || !passing(err) {
+			return err
+		}
+		// What a member said is worth more than that the last one was not heard in time.
+		if last == nil || !errors.Is(err, context.DeadlineExceeded) && status.Code(err) != codes.DeadlineExceeded {
+			last = err
+		}
+		if n == attempts || !sleep(ctx, pause+rand.N(pause)) {
+			return last
+		}
+		pause *= 4
+	}
+}
+
+// passing reports whether another attempt, maybe at another member, may succeed.
+func passing(err error) bool {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, rpctypes.ErrInvalidAuthToken) {
+		return true
+	}
+	switch codeOf(err) {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Aborted, codes.ResourceExhausted:
+		return !errors.Is(err, rpctypes.ErrNoSpace) && !errors.Is(err, rpctypes.ErrRequestTooLarge)
+	}
+	return false
+}
+
+// codeOf is the gRPC code of an error of the client.
+func codeOf(err error) codes.Code {
+	var e rpctypes.EtcdError
+	if errors.As(err, &e) {
+		return e.Code()
+	}
+	return status.Code(err)
+}
+
+// sleep reports false if ctx has ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// read reads both keys of a name, linearizably.
+func (s *Store) read(ctx context.Context, name string) (st *state, err error) {
+	err = repeat(ctx, func(ctx context.Context) error {
+		st, err = s.readOnce(ctx, name)
+		return err
+	})
+	return st, err
+}
+
+func (s *Store) readOnce(ctx context.Context, name string) (*state, error) {
+	key := s.recordKey(name)
+	resp, err := s.client.Get(ctx, key, clientv3.WithRange(endKey(key)))
+	if err != nil {
+		return nil, err
+	}
+	return newState(name, key, resp.Header.Revision, resp.Kvs), nil
+}
+
+// The lease verbs are called without the client's own Lease. Its Grant leaves the
+// number to the server, so that one whose reply was lost cannot be asked for again;
+// its KeepAliveOnce opens a stream for each, and repeats without a pause while no
+// member answers.
+
+func (s *Store) leases() pb.LeaseClient { return clientv3.RetryLeaseClient(s.client) }
+
+// grant makes an etcd lease of at least d, and returns the seconds it has.
+func (s *Store) grant(ctx context.Context, d time.Duration) (id clientv3.LeaseID, ttl int64, err error) {
+	id = clientv3.LeaseID(rand.Int64N(1<<63-1) + 1)
+	r := &pb.LeaseGrantRequest{TTL: int64(d / time.Second), ID: int64(id)}
+	err = repeat(ctx, func(ctx context.Context) error {
+		resp, err := s.leases().LeaseGrant(ctx, r)
+		if err = rpctypes.Error(err); err == nil {
+			ttl = resp.TTL
+			return nil
+		}
+		if errors.Is(err, rpctypes.ErrLeaseExist) {
+			// By an attempt whose reply was lost.
+			ttl, err = s.keeper.renew(ctx, id)
+		}
+		return err
+	})
+	return id, ttl, err
+}
+
+// revoke ends an etcd lease that no tenure needs any more. It is tried once: a
+// lease that stays ends by itself within its duration.
+func (s *Store) revoke(ctx context.Context, id clientv3.LeaseID) {
+	if id == 0 || ctx.Err() != nil {
+		return
+	}
+	ctx, cancel := share(ctx)
+	defer cancel()
+	_, _ = s.leases().LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(id)})
+}

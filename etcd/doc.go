@@ -1,0 +1,2 @@
+// Package etcd keeps leases in etcd v3.
+package etcd
