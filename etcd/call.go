@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"time"
 
@@ -14,13 +15,16 @@ import (
 )
 
 const (
-	// attempts is how many members a call may try that can be sent again. The
-	// client's balancer takes the next one for each.
-	attempts = 5
+	// attempts is how often a request is sent that can be sent again. The client's
+	// balancer takes the next member for each.
+	attempts = 8
 
 	// leastAttempt is how long each of them may take at least, if the call has that
 	// long.
 	leastAttempt = 50 * time.Millisecond
+
+	// longestPause is between two attempts: an election takes a second or two.
+	longestPause = 500 * time.Millisecond
 )
 
 // bound is the context of a call: it ends with the store's timeout at the latest,
@@ -31,19 +35,19 @@ func (s *Store) bound(ctx context.Context) (context.Context, context.CancelFunc)
 	return clientv3.WithRequireLeader(ctx), cancel
 }
 
-// share is the context of one attempt of several: a third of what is left, so that
-// a member that hangs does not use it all up.
+// share is the context of one attempt of several: half of what is left, so that a
+// member that hangs does not use it all up.
 func share(ctx context.Context) (context.Context, context.CancelFunc) {
 	deadline, ok := ctx.Deadline()
 	if !ok {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeout(ctx, max(time.Until(deadline)/3, leastAttempt))
+	return context.WithTimeout(ctx, max(time.Until(deadline)/2, leastAttempt))
 }
 
 // repeat calls f, which must be harmless to repeat, until it succeeds, fails for
 // good, or there is no time left.
-func repeat(ctx context.Context, f func(ctx context.Context) error) error {
+func repeat(ctx context.Context, passing func(error) bool, f func(ctx context.Context) error) error {
 	pause := 5 * time.Millisecond
 	var last error
 	for n := 1; ; n++ {
@@ -54,24 +58,34 @@ func repeat(ctx context.Context, f func(ctx context.Context) error) error {
 			return err
 		}
 		// What a member said is worth more than that the last one was not heard in time.
-		if last == nil || !errors.Is(err, context.DeadlineExceeded) && status.Code(err) != codes.DeadlineExceeded {
+		if last == nil || !hung(err) {
 			last = err
 		}
 		if n == attempts || !sleep(ctx, pause+rand.N(pause)) {
 			return last
 		}
-		pause *= 4
+		pause = min(4*pause, longestPause)
 	}
+}
+
+// hung reports whether no answer came in time. It is what remains to be repeated
+// of the requests that the client itself sends again (those that read, and those
+// about etcd leases).
+func hung(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || codeOf(err) == codes.DeadlineExceeded
 }
 
 // passing reports whether another attempt, maybe at another member, may succeed.
 func passing(err error) bool {
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, rpctypes.ErrInvalidAuthToken) {
+	switch {
+	case hung(err), errors.Is(err, io.EOF), errors.Is(err, rpctypes.ErrInvalidAuthToken):
 		return true
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return false
 	}
 	switch codeOf(err) {
-	case codes.Unavailable, codes.DeadlineExceeded, codes.Aborted, codes.ResourceExhausted:
-		return !errors.Is(err, rpctypes.ErrNoSpace) && !errors.Is(err, rpctypes.ErrRequestTooLarge)
+	case codes.Unavailable, codes.Aborted, codes.ResourceExhausted:
+		return true
 	}
 	return false
 }
@@ -99,7 +113,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // read reads both keys of a name, linearizably.
 func (s *Store) read(ctx context.Context, name string) (st *state, err error) {
-	err = repeat(ctx, func(ctx context.Context) error {
+	err = repeat(ctx, hung, func(ctx context.Context) error {
 		st, err = s.readOnce(ctx, name)
 		return err
 	})
@@ -120,25 +134,30 @@ func (s *Store) readOnce(ctx context.Context, name string) (*state, error) {
 // its KeepAliveOnce opens a stream for each, and repeats without a pause while no
 // member answers.
 
-func (s *Store) leases() pb.LeaseClient { return clientv3.RetryLeaseClient(s.client) }
-
 // grant makes an etcd lease of at least d, and returns the seconds it has.
 func (s *Store) grant(ctx context.Context, d time.Duration) (id clientv3.LeaseID, ttl int64, err error) {
 	id = clientv3.LeaseID(rand.Int64N(1<<63-1) + 1)
 	r := &pb.LeaseGrantRequest{TTL: int64(d / time.Second), ID: int64(id)}
-	err = repeat(ctx, func(ctx context.Context) error {
-		resp, err := s.leases().LeaseGrant(ctx, r)
-		if err = rpctypes.Error(err); err == nil {
+	err = repeat(ctx, hung, func(ctx context.Context) error {
+		resp, err := s.leases.LeaseGrant(ctx, r)
+		if err == nil {
 			ttl = resp.TTL
-			return nil
 		}
-		if errors.Is(err, rpctypes.ErrLeaseExist) {
-			// By an attempt whose reply was lost.
-			ttl, err = s.keeper.renew(ctx, id)
-		}
+		return rpctypes.Error(err)
+	})
+	if errors.Is(err, rpctypes.ErrLeaseExist) { // by an attempt whose reply was lost
+		ttl, err = s.prolong(ctx, id)
+	}
+	return id, ttl, err
+}
+
+// prolong begins the time of an etcd lease anew and returns its seconds.
+func (s *Store) prolong(ctx context.Context, id clientv3.LeaseID) (ttl int64, err error) {
+	err = repeat(ctx, passing, func(ctx context.Context) error {
+		ttl, err = s.keeper.renew(ctx, id)
 		return err
 	})
-	return id, ttl, err
+	return ttl, err
 }
 
 // revoke ends an etcd lease that no tenure needs any more. It is tried once: a
@@ -149,5 +168,5 @@ func (s *Store) revoke(ctx context.Context, id clientv3.LeaseID) {
 	}
 	ctx, cancel := share(ctx)
 	defer cancel()
-	_, _ = s.leases().LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(id)})
+	_, _ = s.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(id)})
 }

@@ -55,6 +55,7 @@ type Store struct {
 	done    chan struct{}
 	close   func() error
 
+	leases  pb.LeaseClient
 	keeper  keeper
 	streams streams
 
@@ -84,8 +85,10 @@ func New(client *clientv3.Client, prefix string, opts ...Option) *Store {
 	s.prefix, s.invalid = checkPrefix(prefix)
 	if client == nil {
 		s.invalid = fmt.Errorf("%w: the etcd store needs a *clientv3.Client", backend.ErrInvalid)
+	} else {
+		s.leases = clientv3.RetryLeaseClient(client)
 	}
-	s.keeper.open = func(ctx context.Context) (pb.Lease_LeaseKeepAliveClient, error) { return s.leases().LeaseKeepAlive(ctx) }
+	s.keeper.open = func(ctx context.Context) (pb.Lease_LeaseKeepAliveClient, error) { return s.leases.LeaseKeepAlive(ctx) }
 	s.minimum.Store(int64(defaultMinimum / time.Second))
 	s.close = sync.OnceValue(func() error {
 		close(s.done)

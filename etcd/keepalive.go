@@ -69,7 +69,7 @@ func (k *keeper) renew(ctx context.Context, id clientv3.LeaseID) (ttl int64, err
 
 // begin opens a stream, which lasts longer than the call that needs it.
 func (k *keeper) begin(ctx context.Context) (*renewals, error) {
-	alone, cancel := context.WithCancel(clientv3.WithRequireLeader(context.WithoutCancel(ctx)))
+	alone, cancel := context.WithCancel(clientv3.WithRequireLeader(context.Background()))
 	stop := context.AfterFunc(ctx, cancel)
 	stream, err := k.open(alone)
 	if !stop() && err == nil {

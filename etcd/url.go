@@ -54,8 +54,8 @@ func open(_ context.Context, u *url.URL) (backend.Store, error) {
 		// watches move on. etcd allows no more than one such question in 5.
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: 3 * time.Second,
-		DialOptions: []grpc.DialOption{grpc.WithConnectParams(connectParams)},
-		Logger:      zap.NewNop(), // what fails is said by errors
+		DialOptions:          []grpc.DialOption{grpc.WithConnectParams(connectParams)},
+		Logger:               zap.NewNop(), // what fails is said by errors
 	}
 	for host := range strings.SplitSeq(u.Host, ",") {
 		name, port, err := net.SplitHostPort(host)

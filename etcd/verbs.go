@@ -50,7 +50,7 @@ func (s *Store) Get(ctx context.Context, name string) (backend.Record, error) {
 func (s *Store) measure(ctx context.Context, id clientv3.LeaseID, rec *backend.Record) {
 	ctx, cancel := share(ctx)
 	defer cancel()
-	resp, err := s.leases().LeaseTimeToLive(ctx, &pb.LeaseTimeToLiveRequest{ID: int64(id)})
+	resp, err := s.leases.LeaseTimeToLive(ctx, &pb.LeaseTimeToLiveRequest{ID: int64(id)})
 	if err != nil || resp.TTL < 0 {
 		return
 	}
@@ -173,7 +173,7 @@ func (s *Store) write(ctx context.Context, st *state, claim backend.Claim, durat
 		return err
 	}
 	if claim.Attempt != "" {
-		err = repeat(ctx, commit)
+		err = repeat(ctx, passing, commit)
 	} else {
 		err = commit(ctx)
 	}
@@ -223,47 +223,41 @@ func (s *Store) Renew(ctx context.Context, rec backend.Record) (backend.Record, 
 }
 
 // renew renews rec's tenure, whose etcd lease is known, or 0.
-func (s *Store) renew(ctx context.Context, rec backend.Record, lease clientv3.LeaseID) (now backend.Record, err error) {
-	err = repeat(ctx, func(ctx context.Context) error {
-		for {
-			var ttl int64
-			if lease != 0 {
-				if ttl, err = s.keeper.renew(ctx, lease); err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
-					return err
-				}
+func (s *Store) renew(ctx context.Context, rec backend.Record, lease clientv3.LeaseID) (backend.Record, error) {
+	for {
+		var ttl int64
+		var err error
+		if lease != 0 {
+			if ttl, err = s.prolong(ctx, lease); err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+				return backend.Record{}, s.explain("renewing", rec.Name, err)
 			}
-			st, err := s.readOnce(ctx, rec.Name)
-			if err != nil {
-				return err
-			}
-			if now, err = st.current(rec); err != nil {
-				return err
-			}
-			bound := clientv3.LeaseID(0)
-			if st.alive != nil {
-				bound = clientv3.LeaseID(st.alive.Lease)
-			}
-			switch {
-			case now.Expired:
-				return fmt.Errorf("%w: lease %q: the tenure of %q expired before it was renewed", backend.ErrLost, rec.Name, rec.Holder)
-			case now.Seal != nil, bound == 0: // for ever as it is
-				return nil
-			case bound == lease && ttl > 0:
-				now.RenewedAt = time.Now().UTC().Round(0)
-				now.Remaining = time.Duration(ttl) * time.Second
-				return nil
-			case bound == lease:
-				// The etcd lease has ended, and what it was for is still there: a member that
-				// is behind has answered.
-				return fmt.Errorf("lease %q: etcd says that its lease %x is over, and that the key bound to it is there", rec.Name, lease)
-			}
-			lease = bound // which the caller could not know
 		}
-	})
-	if err != nil {
-		return backend.Record{}, s.explain("renewing", rec.Name, err)
+		st, err := s.read(ctx, rec.Name)
+		if err != nil {
+			return backend.Record{}, s.explain("renewing", rec.Name, err)
+		}
+		now, err := st.current(rec)
+		if err != nil {
+			return backend.Record{}, err
+		}
+		bound := clientv3.LeaseID(0)
+		if st.alive != nil {
+			bound = clientv3.LeaseID(st.alive.Lease)
+		}
+		switch {
+		case now.Expired:
+			return backend.Record{}, fmt.Errorf("%w: lease %q: the tenure of %q expired before it was renewed", backend.ErrLost, rec.Name, rec.Holder)
+		case now.Seal != nil, bound == 0: // for ever as it is
+			return now, nil
+		case bound == lease && ttl > 0:
+			now.RenewedAt = time.Now().UTC().Round(0)
+			now.Remaining = time.Duration(ttl) * time.Second
+			return now, nil
+		case bound == lease:
+			return backend.Record{}, fmt.Errorf("lease %q: etcd says that its lease %x is over, and that the key bound to it is there: the member that was asked is behind", rec.Name, lease)
+		}
+		lease = bound // which the caller could not know
 	}
-	return now, nil
 }
 
 // current returns the record if it still is of rec's tenure, also if that has
@@ -369,7 +363,7 @@ func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[backend.Recor
 		const page = 1000
 		from := s.prefix + escape(prefix)
 		end := clientv3.GetPrefixRangeEnd(from)
-		var at int64               // 0 is the newest
+		var at int64                // 0 is the newest
 		var kept []*mvccpb.KeyValue // of a name whose other key may be on the next page
 		flush := func() bool {
 			if len(kept) == 0 {
@@ -391,7 +385,7 @@ func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[backend.Recor
 		for {
 			var resp *clientv3.GetResponse
 			call, cancel := s.bound(ctx)
-			err := repeat(call, func(ctx context.Context) (err error) {
+			err := repeat(call, hung, func(ctx context.Context) (err error) {
 				resp, err = s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(at))
 				return err
 			})

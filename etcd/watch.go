@@ -133,7 +133,7 @@ func (w *watch) follow(ctx context.Context) (quiet, goOn bool) {
 			w.yield(backend.Record{}, errClosed)
 			return false, false
 		case <-moved:
-			return false, true
+			return true, true
 		case resp, ok := <-events:
 			if !ok {
 				return quiet, true
@@ -145,12 +145,13 @@ func (w *watch) follow(ctx context.Context) (quiet, goOn bool) {
 			if len(resp.Events) == 0 {
 				continue
 			}
-			if st = st.after(resp.Header.Revision, resp.Events); !w.tell(st) {
+			if st = st.after(resp.Events); !w.tell(st) {
 				return false, false
 			}
-			if ahead != nil && st.at >= ahead.at {
-				ahead = nil
+			if ahead != nil && st.at < ahead.at && !st.same(ahead) {
+				continue // there is more to come
 			}
+			ahead = nil
 			timer.Reset(w.backstop(st))
 		case <-timer.C:
 			if ahead != nil {
@@ -223,9 +224,10 @@ func (w *watch) backstop(st *state) time.Duration {
 }
 
 // after returns the state that events lead to.
-func (st *state) after(at int64, events []*clientv3.Event) *state {
-	now := &state{name: st.name, key: st.key, at: at, record: st.record, alive: st.alive}
+func (st *state) after(events []*clientv3.Event) *state {
+	now := &state{name: st.name, key: st.key, at: st.at, record: st.record, alive: st.alive}
 	for _, e := range events {
+		now.at = e.Kv.ModRevision
 		which := &now.alive
 		if string(e.Kv.Key) == st.key {
 			which = &now.record
