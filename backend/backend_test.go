@@ -122,6 +122,46 @@ func TestOpen(t *testing.T) {
 	Register("test-scheme", func(context.Context, *url.URL) (Store, error) { return nil, nil })
 }
 
+// TestSeveralHosts: net/url takes several hosts for one, or refuses them,
+// depending on their ports.
+func TestSeveralHosts(t *testing.T) {
+	var got *url.URL
+	t.Cleanup(func() { delete(registry.openers, "test-hosts") })
+	Register("test-hosts", func(_ context.Context, u *url.URL) (Store, error) {
+		got = u
+		return &fakeStore{}, nil
+	})
+	for raw, want := range map[string]string{
+		"a:1,b:2/p?q=1":               "a:1,b:2",
+		"u:s%40,cret@a:1,b,c:3/p?q=1": "a:1,b,c:3",
+		"[::1]:1,[fe80::2]:2/p?q=1":   "[::1]:1,[fe80::2]:2",
+		"one:1/p?q=1":                 "one:1",
+		"one/p?q=1,2":                 "one",
+		"u:s@one/p,r?q=a@b,c":         "one",
+		"a:port,b:2/p":                "",
+		"a,,b/p":                      "",
+		"u:secret@a b,c/p":            "",
+		"u:secret@[::1,b/p":           "",
+		"u:sec%zzret@a,b/p":           "",
+	} {
+		got = nil
+		_, err := Open(t.Context(), "test-hosts://"+raw)
+		switch {
+		case want == "":
+			if !errors.Is(err, ErrInvalid) || strings.Contains(err.Error(), "sec") {
+				t.Errorf("%s: %v", raw, err)
+			}
+		case err != nil || got.Host != want || !strings.HasPrefix(got.Path, "/p"):
+			t.Errorf("%s: %+v, %v", raw, got, err)
+		}
+		if strings.Contains(raw, "%40") && err == nil {
+			if password, _ := got.User.Password(); password != "s@,cret" {
+				t.Errorf("%s: password %q", raw, password)
+			}
+		}
+	}
+}
+
 // fakeStore answers Get with what it is told to.
 type fakeStore struct {
 	Store
