@@ -6,7 +6,7 @@
 MODULES := $(shell go list -m -f '{{.Dir}}')
 # Modules with dependencies that no user should inherit. Those that build the
 # servers are not looked at: that alone would fetch half of Kubernetes.
-OUTSIDE := $(patsubst %/go.mod,$(CURDIR)/%,$(wildcard integration/go.mod benchmarks/go.mod))
+OUTSIDE := $(patsubst %/go.mod,$(CURDIR)/%,$(wildcard integration/go.mod integration/embedded/go.mod benchmarks/go.mod))
 
 SERVERS := go -C integration run ./cmd/servers
 
@@ -33,12 +33,15 @@ test: ## run all tests of all modules, with the race detector
 	for m in $(MODULES); do \
 		(cd $$m && go test -race -timeout 10m $(TESTFLAGS) ./...) || status=1; \
 	done; \
-	echo "kubernetes, with the oldest client-go it supports:"; \
-	(cd kubernetes && GOWORK=off go test -race -timeout 10m $(TESTFLAGS) ./...) || status=1; \
-	echo "integration, with the newest; one package at a time, as the servers want the processors, too:"; \
+	for m in kubernetes etcd; do \
+		echo "$$m, with the oldest client it supports:"; \
+		(cd $$m && GOWORK=off go test -race -timeout 10m $(TESTFLAGS) ./...) || status=1; \
+	done; \
+	echo "integration, with the newest clients; one package at a time, as the servers want the processors, too:"; \
 	(cd integration && go test -race -p 1 -timeout 20m $(TESTFLAGS) ./...) || status=1; \
-	echo "integration, the suite with the oldest client-go:"; \
-	(cd integration && GOWORK=off go test -modfile=oldest.mod -race -timeout 10m -run 'TestConformance|OnLock' $(TESTFLAGS) ./kubernetes) || status=1; \
+	(cd integration/embedded && go test -race -timeout 10m $(TESTFLAGS) ./...) || status=1; \
+	echo "integration, the suite with the oldest clients:"; \
+	(cd integration && GOWORK=off go test -modfile=oldest.mod -race -p 1 -timeout 10m -run 'TestConformance|OnLock' $(TESTFLAGS) ./kubernetes ./etcd) || status=1; \
 	exit $$status
 
 .PHONY: servers

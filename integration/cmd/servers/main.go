@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -24,6 +25,12 @@ const help = `Usage: go run ./cmd/servers COMMAND
       --kubeconfig FILE         where to write how to reach it (default: kubeconfig in a temporary folder)
       --user NAME               who uses it (default: admin; others may do nothing yet)
       --processes               no containers
+  run etcd                    start an etcd for trying things, until Ctrl-C
+      --members N               how many (default: 1)
+      --tls                     with a certificate, and one for clients
+      --password                nobody but root may do anything
+      --url-file FILE           where to write its URL once it is ready
+      --processes               no containers
   sweep                       remove the containers, networks and folders of runs that have died
       --all                     and of all others
 
@@ -31,6 +38,12 @@ Environment:
   LEASEHOLD_REQUIRE_SERVERS=1          a missing server is a failure
   LEASEHOLD_TEST_KUBECONFIG            use this cluster
   LEASEHOLD_TEST_KUBECONTEXT           a context of it
+  LEASEHOLD_TEST_ETCD_ENDPOINTS        use this etcd: host:port,...
+  LEASEHOLD_TEST_ETCD_USER             who may do everything in it, if it has users; and
+  LEASEHOLD_TEST_ETCD_PASSWORD         a password
+  LEASEHOLD_TEST_ETCD_CACERT           a file: speak TLS
+  LEASEHOLD_TEST_ETCD_CERT             a file, if it wants certificates of clients; and
+  LEASEHOLD_TEST_ETCD_KEY              a file
   LEASEHOLD_TEST_KUBE_APISERVER_IMAGE  use this image, "none": no image
   LEASEHOLD_TEST_ETCD_IMAGE            likewise
   KUBEBUILDER_ASSETS                   a folder with kube-apiserver and etcd
@@ -92,63 +105,138 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 		}
 		return err
 	case "run":
-		if len(args) < 2 || args[1] != "kubernetes" {
-			return usageError("run what? There is: kubernetes")
+		switch {
+		case len(args) < 2:
+			return usageError("run what? There are: kubernetes, etcd")
+		case args[1] == "kubernetes":
+			return runKubernetes(ctx, out, flags, func() error { return parse(args[2:]) })
+		case args[1] == "etcd":
+			return runEtcd(ctx, out, flags, func() error { return parse(args[2:]) })
 		}
-		file := flags.String("kubeconfig", "", "")
-		user := flags.String("user", servers.Admin, "")
-		processes := flags.Bool("processes", false, "")
-		if err := parse(args[2:]); err != nil {
-			return err
-		}
-		known := false
-		for _, u := range servers.Users() {
-			known = known || u == *user
-		}
-		if !known {
-			return usageError(fmt.Sprintf("there is no user %q, only %s", *user, strings.Join(servers.Users(), ", ")))
-		}
-		var opts []servers.Option
-		if *processes {
-			opts = append(opts, servers.AsProcesses())
-		}
-		return runKubernetes(ctx, out, *file, *user, opts)
+		return usageError(fmt.Sprintf("run %q? There are: kubernetes, etcd", args[1]))
 	}
 	return usageError(fmt.Sprintf("what is %q?", args[0]))
 }
 
-// prepare fails for a missing server only where one is required.
+// prepare fails for a missing server only where one is required, and then only
+// after it has looked for all.
 func prepare(ctx context.Context, out io.Writer) error {
-	how, err := servers.PrepareKubernetes(ctx)
-	if err == nil {
-		fmt.Fprintf(out, "kubernetes: %s\n", how)
-		return nil
+	var errs []error
+	for _, s := range []struct {
+		name    string
+		prepare func(context.Context) (string, error)
+	}{
+		{"kubernetes", servers.PrepareKubernetes},
+		{"etcd", servers.PrepareEtcd},
+	} {
+		how, err := s.prepare(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return errors.Join(append(errs, err)...)
+		case err == nil:
+			fmt.Fprintf(out, "%s: %s\n", s.name, how)
+		case servers.Required():
+			errs = append(errs, err)
+		default:
+			fmt.Fprintf(out, "%s: none, its tests are skipped: %v\n", s.name, err)
+		}
 	}
-	if servers.Required() || ctx.Err() != nil {
-		return err
-	}
-	fmt.Fprintf(out, "kubernetes: none, its tests are skipped: %v\n", err)
-	return nil
+	return errors.Join(errs...)
 }
 
-func runKubernetes(ctx context.Context, out io.Writer, file, user string, opts []servers.Option) (err error) {
-	if file == "" {
+func runKubernetes(ctx context.Context, out io.Writer, flags *flag.FlagSet, parse func() error) (err error) {
+	file := flags.String("kubeconfig", "", "")
+	user := flags.String("user", servers.Admin, "")
+	processes := flags.Bool("processes", false, "")
+	if err := parse(); err != nil {
+		return err
+	}
+	if !slices.Contains(servers.Users(), *user) {
+		return usageError(fmt.Sprintf("there is no user %q, only %s", *user, strings.Join(servers.Users(), ", ")))
+	}
+	var opts []servers.Option
+	if *processes {
+		opts = append(opts, servers.AsProcesses())
+	}
+	if *file == "" {
 		dir, err := os.MkdirTemp("", "kubernetes-")
 		if err != nil {
 			return err
 		}
 		defer os.RemoveAll(dir)
-		file = filepath.Join(dir, "kubeconfig")
+		*file = filepath.Join(dir, "kubeconfig")
 	}
 	k, err := servers.StartKubernetes(ctx, opts...)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, k.Close()) }()
-	if err := os.WriteFile(file, k.Kubeconfig(user), 0o600); err != nil {
+	if err := os.WriteFile(*file, k.Kubeconfig(*user), 0o600); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "kubernetes: %s\nexport KUBECONFIG=%s\nUntil Ctrl-C.\n", k.How, file)
+	fmt.Fprintf(out, "kubernetes: %s\nexport KUBECONFIG=%s\nUntil Ctrl-C.\n", k.How, *file)
 	<-ctx.Done()
 	return nil
+}
+
+func runEtcd(ctx context.Context, out io.Writer, flags *flag.FlagSet, parse func() error) (err error) {
+	members := flags.Int("members", 0, "")
+	tls := flags.Bool("tls", false, "")
+	password := flags.Bool("password", false, "")
+	file := flags.String("url-file", "", "")
+	processes := flags.Bool("processes", false, "")
+	if err := parse(); err != nil {
+		return err
+	}
+	if *members < 0 {
+		return usageError(fmt.Sprintf("%d members?", *members))
+	}
+	opts := []servers.EtcdOption{servers.WithMembers(*members)}
+	if *tls {
+		opts = append(opts, servers.WithTLS())
+	}
+	if *password {
+		opts = append(opts, servers.WithPassword())
+	}
+	if *processes {
+		opts = append(opts, servers.EtcdAsProcesses())
+	}
+	e, err := servers.StartEtcd(ctx, opts...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, e.Close()) }()
+	const prefix = "leasehold"
+	if *file != "" {
+		if err := writeWhole(*file, e.URL(prefix)+"\n"); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintf(out, "etcd: %s\n", e.How)
+	export := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(out, "export ETCDCTL_%s='%s'\n", name, value)
+		}
+	}
+	export("ENDPOINTS", strings.Join(e.Endpoints(), ","))
+	if name, password := e.User(); name != "" {
+		export("USER", name+":"+password)
+	}
+	cacert, cert, key := e.Files()
+	export("CACERT", cacert)
+	export("CERT", cert)
+	export("KEY", key)
+	fmt.Fprintf(out, "leasehold: %s\nUntil Ctrl-C.\n", e.URL(prefix))
+	<-ctx.Done()
+	return nil
+}
+
+// writeWhole writes a file that somebody waits for, and who must not see half
+// of it. It may hold a password.
+func writeWhole(file, content string) error {
+	tmp := file + ".tmp"
+	if err := os.WriteFile(tmp, []byte(content), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, file)
 }

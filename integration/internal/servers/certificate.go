@@ -12,16 +12,24 @@ import (
 	"time"
 )
 
-// certificate is a server's, signed by an authority of its own. All in PEM.
+// certificate is a server's or a client's, and who signed it. All in PEM.
 type certificate struct{ ca, cert, key []byte }
 
-func newCertificate(hosts ...string) (certificate, error) {
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+// authority signs certificates.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pem  []byte
+	last int64 // serial number
+}
+
+func newAuthority() (*authority, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return certificate{}, err
+		return nil, err
 	}
 	from := time.Now().Add(-time.Hour)
-	ca := &x509.Certificate{
+	cert := &x509.Certificate{
 		SerialNumber:          big.NewInt(1),
 		Subject:               pkix.Name{CommonName: "leasehold-test CA"},
 		NotBefore:             from,
@@ -30,21 +38,34 @@ func newCertificate(hosts ...string) (certificate, error) {
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageCertSign,
 	}
-	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
+	der, err := x509.CreateCertificate(rand.Reader, cert, cert, key.Public(), key)
 	if err != nil {
-		return certificate{}, err
+		return nil, err
 	}
+	return &authority{cert: cert, key: key, pem: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), last: 1}, nil
+}
+
+// server returns the certificate of a server with those names and addresses.
+func (a *authority) server(hosts ...string) (certificate, error) {
+	return a.sign(x509.ExtKeyUsageServerAuth, hosts)
+}
+
+// client returns the certificate of a client.
+func (a *authority) client() (certificate, error) { return a.sign(x509.ExtKeyUsageClientAuth, nil) }
+
+func (a *authority) sign(usage x509.ExtKeyUsage, hosts []string) (certificate, error) {
+	a.last++
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return certificate{}, err
 	}
 	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(2),
+		SerialNumber: big.NewInt(a.last),
 		Subject:      pkix.Name{CommonName: "leasehold-test"},
-		NotBefore:    from,
-		NotAfter:     ca.NotAfter,
+		NotBefore:    a.cert.NotBefore,
+		NotAfter:     a.cert.NotAfter,
 		KeyUsage:     x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		ExtKeyUsage:  []x509.ExtKeyUsage{usage},
 	}
 	for _, h := range hosts {
 		if ip := net.ParseIP(h); ip != nil {
@@ -53,7 +74,7 @@ func newCertificate(hosts ...string) (certificate, error) {
 			leaf.DNSNames = append(leaf.DNSNames, h)
 		}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
+	der, err := x509.CreateCertificate(rand.Reader, leaf, a.cert, key.Public(), a.key)
 	if err != nil {
 		return certificate{}, err
 	}
@@ -62,7 +83,7 @@ func newCertificate(hosts ...string) (certificate, error) {
 		return certificate{}, err
 	}
 	return certificate{
-		ca:   pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}),
+		ca:   a.pem,
 		cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
 		key:  pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}),
 	}, nil

@@ -4,8 +4,12 @@
 // The first that works is taken:
 //
 //   - a cluster of the user's: LEASEHOLD_TEST_KUBECONFIG names a kubeconfig,
-//     LEASEHOLD_TEST_KUBECONTEXT one of its contexts. It is used as it is:
-//     it cannot be paused or stopped, and its requests cannot be counted.
+//     LEASEHOLD_TEST_KUBECONTEXT one of its contexts.
+//     LEASEHOLD_TEST_ETCD_ENDPOINTS is host:port,... of the members of an etcd;
+//     if it wants them, LEASEHOLD_TEST_ETCD_USER and _PASSWORD are of one who
+//     may do everything, and _CACERT, _CERT and _KEY name files; with _CACERT
+//     TLS is spoken. It is used as it is: it cannot be paused, stopped or cut
+//     off, and its requests cannot be counted.
 //   - the public images, where there is a Docker engine that has or can pull
 //     them. LEASEHOLD_TEST_KUBE_APISERVER_IMAGE and LEASEHOLD_TEST_ETCD_IMAGE
 //     name others, "none" says not to look.
@@ -16,6 +20,8 @@
 //
 // Programs are put into images and run as containers where there is a Docker
 // engine, else as processes; LEASEHOLD_TEST_DOCKER=off says not to use one.
+// Processes cannot be cut off from each other. Tests that need what the servers
+// at hand cannot do are skipped: see Must.
 //
 // With LEASEHOLD_REQUIRE_SERVERS=1 a test whose server cannot be had fails,
 // otherwise it is skipped with the reason.

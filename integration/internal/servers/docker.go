@@ -273,19 +273,28 @@ func (e *engine) sweep(ctx context.Context, gone func(run string) bool) ([]strin
 	return removed, errors.Join(errs...)
 }
 
-// containers is a place whose servers are containers on a network of their own.
+// containers is a place whose servers are containers on networks of their own.
+// There are two, so that a server can be cut off from the others and still be
+// reached by tests.
 type containers struct {
 	engine *engine
 	images map[string]string
-	net    *testcontainers.DockerNetwork
+	inner  *testcontainers.DockerNetwork // where servers know each other by name
+	outer  *testcontainers.DockerNetwork // through which ports are published
 }
 
 func newContainers(ctx context.Context, f *found) (*containers, error) {
-	net, err := network.New(ctx, network.WithLabels(map[string]string{label: run()}))
+	ours := network.WithLabels(map[string]string{label: run()})
+	// Nothing is published through an internal network, so outer it is.
+	inner, err := network.New(ctx, ours, network.WithInternal())
 	if err != nil {
 		return nil, err
 	}
-	return &containers{engine: f.engine, images: f.images, net: net}, nil
+	outer, err := network.New(ctx, ours)
+	if err != nil {
+		return nil, errors.Join(err, inner.Remove(ctx))
+	}
+	return &containers{engine: f.engine, images: f.images, inner: inner, outer: outer}, nil
 }
 
 func (c *containers) dir(name string) string { return "/" + label + "/" + name }
@@ -302,10 +311,10 @@ func (c *containers) endpoint(name string, port int) (endpoint, error) {
 func (c *containers) start(ctx context.Context, s spec) (server, error) {
 	opts := []testcontainers.ContainerCustomizer{
 		testcontainers.WithLogger(log.NewNoopLogger()),
-		testcontainers.WithEntrypoint(programPath(s.name)),
+		testcontainers.WithEntrypoint(programPath(s.program)),
 		testcontainers.WithCmd(s.args...),
 		testcontainers.WithLabels(map[string]string{label: run()}),
-		network.WithNetwork([]string{s.name}, c.net),
+		network.WithNetwork([]string{s.name}, c.inner),
 	}
 	for name, content := range s.files {
 		opts = append(opts, testcontainers.WithFiles(testcontainers.ContainerFile{
@@ -330,26 +339,33 @@ func (c *containers) start(ctx context.Context, s spec) (server, error) {
 			binding.HostIP = netip.MustParseAddr(host)
 		}
 		opts = append(opts,
+			network.WithNetwork(nil, c.outer),
 			testcontainers.WithExposedPorts(port+"/tcp"),
 			testcontainers.WithHostConfigModifier(func(c *dockercontainer.HostConfig) {
 				c.PortBindings = dockernet.PortMap{inside: {binding}}
 			}))
 	}
-	ctr, err := testcontainers.Run(ctx, c.images[s.name], opts...)
+	ctr, err := testcontainers.Run(ctx, c.images[s.program], opts...)
 	if err != nil {
 		// What a failed start has left.
 		return nil, errors.Join(err, testcontainers.TerminateContainer(ctr, testcontainers.StopTimeout(0)))
 	}
-	return &container{engine: c.engine, id: ctr.GetContainerID()}, nil
+	return &container{
+		engine: c.engine, id: ctr.GetContainerID(), name: s.name,
+		networks: [...]string{toServers: c.inner.ID, toTests: c.outer.ID},
+	}, nil
 }
 
-func (c *containers) close(ctx context.Context) error { return c.net.Remove(ctx) }
+func (c *containers) close(ctx context.Context) error {
+	return errors.Join(c.inner.Remove(ctx), c.outer.Remove(ctx))
+}
 
 // container is one server. Its folder is the container's own, and stays until
 // the container is removed.
 type container struct {
-	engine *engine
-	id     string
+	engine   *engine
+	id, name string
+	networks [2]string // by link
 }
 
 func (c *container) pause(ctx context.Context) error {
@@ -383,6 +399,22 @@ func (c *container) running(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	return i.Container.State.Running, nil
+}
+
+func (c *container) sever(ctx context.Context, l link) error {
+	_, err := c.engine.NetworkDisconnect(ctx, c.networks[l], client.NetworkDisconnectOptions{Container: c.id})
+	return err
+}
+
+// mend gives the server its name and its published port again. Its address
+// within the network may be another one.
+func (c *container) mend(ctx context.Context, l link) error {
+	var known dockernet.EndpointSettings
+	if l == toServers {
+		known.Aliases = []string{c.name}
+	}
+	_, err := c.engine.NetworkConnect(ctx, c.networks[l], client.NetworkConnectOptions{Container: c.id, EndpointConfig: &known})
+	return err
 }
 
 func (c *container) remove(ctx context.Context) error {

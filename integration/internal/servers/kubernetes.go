@@ -16,7 +16,6 @@ import (
 	"os"
 	"path"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -94,17 +93,7 @@ func StartKubernetes(ctx context.Context, opts ...Option) (*Kubernetes, error) {
 	if err != nil {
 		return nil, err
 	}
-	const tries = 3
-	for try := 1; ; try++ {
-		k, err := startKubernetes(ctx, f, o)
-		if err == nil || try == tries || ctx.Err() != nil {
-			return k, err
-		}
-		// Somebody else may have got one of the ports first.
-		if !strings.Contains(err.Error(), "address already in use") && !strings.Contains(err.Error(), "port is already allocated") {
-			return nil, err
-		}
-	}
+	return onFreePorts(ctx, func() (*Kubernetes, error) { return startKubernetes(ctx, f, o) })
 }
 
 // PrepareKubernetes does what takes long before StartKubernetes can start a
@@ -145,11 +134,7 @@ func startKubernetes(ctx context.Context, f *found, o options) (_ *Kubernetes, e
 	if k.place, err = newPlace(ctx, f); err != nil {
 		return nil, err
 	}
-	store, err := k.place.endpoint(etcd.name, 2379)
-	if err != nil {
-		return nil, err
-	}
-	peer, err := k.place.endpoint(etcd.name, 2380)
+	store, err := newMember(k.place, etcd.name)
 	if err != nil {
 		return nil, err
 	}
@@ -159,16 +144,11 @@ func startKubernetes(ctx context.Context, f *found, o options) (_ *Kubernetes, e
 	}
 	k.addr = api.outside
 
-	if k.etcd, err = k.place.start(ctx, spec{name: etcd.name, args: []string{
-		"--data-dir=" + path.Join(k.place.dir(etcd.name), "data"),
-		"--listen-client-urls=http://" + store.listen,
-		"--advertise-client-urls=http://" + store.inside,
-		"--listen-peer-urls=http://" + peer.listen,
-		"--initial-advertise-peer-urls=http://" + peer.inside,
-		"--initial-cluster=default=http://" + peer.inside,
-		"--unsafe-no-fsync", // survives the death of a process, which is all that is tested
-		"--log-level=warn",
-	}}); err != nil {
+	if k.etcd, err = k.place.start(ctx, spec{
+		program: etcd.name,
+		name:    store.name,
+		args:    store.flags(k.place, "http://", store.client.inside, []member{store}),
+	}); err != nil {
 		return nil, err
 	}
 
@@ -176,7 +156,11 @@ func startKubernetes(ctx context.Context, f *found, o options) (_ *Kubernetes, e
 	if err != nil {
 		return nil, err
 	}
-	cert, err := newCertificate("localhost", "127.0.0.1", "::1", host)
+	ca, err := newAuthority()
+	if err != nil {
+		return nil, err
+	}
+	cert, err := ca.server("localhost", "127.0.0.1", "::1", host)
 	if err != nil {
 		return nil, err
 	}
@@ -201,6 +185,7 @@ func startKubernetes(ctx context.Context, f *found, o options) (_ *Kubernetes, e
 		return nil, err
 	}
 	if k.api, err = k.place.start(ctx, spec{
+		program: kubeAPIServer.name,
 		name:    kubeAPIServer.name,
 		publish: &api,
 		files: map[string][]byte{
@@ -211,7 +196,7 @@ func startKubernetes(ctx context.Context, f *found, o options) (_ *Kubernetes, e
 			"audit.yaml": []byte(auditPolicy),
 		},
 		args: append([]string{
-			"--etcd-servers=http://" + store.inside,
+			"--etcd-servers=http://" + store.client.inside,
 			"--bind-address=" + listenHost,
 			"--secure-port=" + listenPort,
 			"--cert-dir=" + path.Join(dir, "certs"),
@@ -463,13 +448,8 @@ func (k *Kubernetes) Close() error {
 	k.closed = true
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	var errs []error
-	for _, s := range k.servers() {
-		errs = append(errs, s.remove(ctx))
-	}
-	if k.place != nil {
-		errs = append(errs, k.place.close(ctx))
-	} else if len(k.namespaces) > 0 {
+	errs := []error{removeAll(ctx, k.place, k.servers())}
+	if len(k.namespaces) > 0 && k.place == nil {
 		client, err := k.admin()
 		if err != nil {
 			return err
@@ -492,12 +472,8 @@ func (k *Kubernetes) ready(ctx context.Context) error {
 	client := &http.Client{Transport: transport, Timeout: c.Timeout}
 	last := errors.New("no answer")
 	err := within(ctx, readyTime, func() (bool, error) {
-		for _, s := range k.servers() {
-			if running, err := s.running(ctx); err != nil {
-				return false, err
-			} else if !running {
-				return false, fmt.Errorf("%s has ended", s.name)
-			}
+		if err := noneEnded(ctx, k.servers()); err != nil {
+			return false, err
 		}
 		for _, path := range []string{"/readyz", "/api/v1/namespaces/default"} {
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.Host+path, nil)
@@ -540,11 +516,6 @@ func (k *Kubernetes) look(ctx context.Context) error {
 	return ctx.Err()
 }
 
-type named struct {
-	server
-	name string
-}
-
 // servers returns those that were started.
 func (k *Kubernetes) servers() []named {
 	var all []named
@@ -557,15 +528,6 @@ func (k *Kubernetes) servers() []named {
 	return all
 }
 
-// complaints is the end of what each server said.
-func (k *Kubernetes) complaints() string {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	var all strings.Builder
-	for _, s := range k.servers() {
-		if _, stderr, err := s.output(ctx); err == nil && len(stderr) > 0 {
-			fmt.Fprintf(&all, "%s said:\n%s\n", s.name, tail(stderr, 15))
-		}
-	}
-	return all.String()
-}
+func (k *Kubernetes) complaints() string { return lastWords(k.servers()) }
+
+func (k *Kubernetes) how() string { return "kubernetes: " + k.How }

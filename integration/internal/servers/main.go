@@ -2,6 +2,7 @@ package servers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -11,20 +12,36 @@ import (
 	"time"
 )
 
-// shared is the one server of all tests of a package.
+// shared are the servers of all tests of a package.
 var shared struct {
 	sync.Mutex
-	ctx    context.Context // from Main, which will close it; ends when interrupted
-	closed bool
-	k      *Kubernetes
+	ctx        context.Context // from Main, which will close them; ends when interrupted
+	closed     bool
+	kubernetes once[*Kubernetes]
+	etcd       once[*Etcd]
+	cluster    once[*Etcd]
+}
+
+// once is a server that is started when a test first asks for it.
+type once[S startable] struct {
+	asked  bool
+	server S
 	err    error
 }
 
-// Main is the TestMain of a package whose tests use SharedKubernetes:
+// startable is what a test can have of its own or share.
+type startable interface {
+	*Kubernetes | *Etcd
+	Close() error
+	complaints() string
+	how() string // with the kind of server in front
+}
+
+// Main is the TestMain of a package whose tests share servers:
 //
 //	func TestMain(m *testing.M) { servers.Main(m) }
 //
-// It removes the server when the tests are done, also when they failed or were
+// It removes the servers when the tests are done, also when they failed or were
 // interrupted.
 func Main(m *testing.M) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -58,7 +75,7 @@ func Main(m *testing.M) {
 	close(done)
 	stop()
 	if err := closeShared(); err != nil {
-		progress("the server was not removed: %v", err)
+		progress("a server was not removed: %v", err)
 		code = max(code, 1)
 	}
 	os.Exit(code)
@@ -67,12 +84,54 @@ func Main(m *testing.M) {
 func closeShared() error {
 	shared.Lock()
 	defer shared.Unlock()
-	if shared.closed = true; shared.k == nil {
+	shared.closed = true
+	return errors.Join(shared.kubernetes.close(), shared.etcd.close(), shared.cluster.close())
+}
+
+func (o *once[S]) close() error {
+	if !o.asked || o.err != nil {
 		return nil
 	}
-	k := shared.k
-	shared.k = nil
-	return k.Close()
+	return o.server.Close()
+}
+
+// get starts the server if no test has asked before.
+func (o *once[S]) get(tb testing.TB, start func(context.Context) (S, error)) S {
+	tb.Helper()
+	shared.Lock()
+	defer shared.Unlock()
+	if shared.ctx == nil || shared.closed {
+		tb.Fatal("servers are shared in packages whose TestMain is servers.Main, while their tests run")
+	}
+	if !o.asked {
+		// The server outlives the test that happens to be first.
+		o.asked = true
+		if o.server, o.err = start(shared.ctx); o.err == nil {
+			fmt.Fprintln(os.Stderr, o.server.how())
+		}
+	}
+	if o.err != nil {
+		missing(tb, o.err)
+	}
+	return o.server
+}
+
+// own hands a started server to one test.
+func own[S startable](tb testing.TB, s S, err error) S {
+	tb.Helper()
+	if err != nil {
+		missing(tb, err)
+	}
+	tb.Log(s.how())
+	tb.Cleanup(func() {
+		if tb.Failed() {
+			tb.Log("the servers' last words:\n" + s.complaints())
+		}
+		if err := s.Close(); err != nil {
+			tb.Errorf("the server was not removed: %v", err)
+		}
+	})
+	return s
 }
 
 // SharedKubernetes returns the server that the tests of a package share; the
@@ -81,22 +140,7 @@ func closeShared() error {
 // LEASEHOLD_REQUIRE_SERVERS=1.
 func SharedKubernetes(tb testing.TB) *Kubernetes {
 	tb.Helper()
-	shared.Lock()
-	defer shared.Unlock()
-	if shared.ctx == nil || shared.closed {
-		tb.Fatal("SharedKubernetes is for packages whose TestMain is servers.Main, while their tests run")
-	}
-	if shared.k == nil && shared.err == nil {
-		// The server outlives the test that happens to be first.
-		shared.k, shared.err = StartKubernetes(shared.ctx)
-		if shared.err == nil {
-			fmt.Fprintf(os.Stderr, "kubernetes: %s\n", shared.k.How)
-		}
-	}
-	if shared.err != nil {
-		missing(tb, shared.err)
-	}
-	return shared.k
+	return shared.kubernetes.get(tb, func(ctx context.Context) (*Kubernetes, error) { return StartKubernetes(ctx) })
 }
 
 // OwnKubernetes starts a server for one test, which may do with it what it
@@ -104,19 +148,39 @@ func SharedKubernetes(tb testing.TB) *Kubernetes {
 func OwnKubernetes(tb testing.TB, opts ...Option) *Kubernetes {
 	tb.Helper()
 	k, err := StartKubernetes(tb.Context(), opts...)
-	if err != nil {
-		missing(tb, err)
+	return own(tb, k, err)
+}
+
+// SharedEtcd is SharedKubernetes with an etcd of one member, or with the
+// cluster that is given, which may have several.
+func SharedEtcd(tb testing.TB) *Etcd {
+	tb.Helper()
+	return shared.etcd.get(tb, func(ctx context.Context) (*Etcd, error) { return StartEtcd(ctx) })
+}
+
+// SharedEtcdCluster is SharedEtcd with three members.
+func SharedEtcdCluster(tb testing.TB) *Etcd {
+	tb.Helper()
+	return shared.cluster.get(tb, func(ctx context.Context) (*Etcd, error) { return StartEtcd(ctx, WithMembers(3)) })
+}
+
+// OwnEtcd is OwnKubernetes with an etcd.
+func OwnEtcd(tb testing.TB, opts ...EtcdOption) *Etcd {
+	tb.Helper()
+	e, err := StartEtcd(tb.Context(), opts...)
+	return own(tb, e, err)
+}
+
+// Must fails the test if there is an error, and skips it if the servers at hand
+// cannot do what was asked of them: that no setting would change.
+func Must(tb testing.TB, err error) {
+	tb.Helper()
+	switch {
+	case errors.Is(err, errors.ErrUnsupported):
+		tb.Skip(err)
+	case err != nil:
+		tb.Fatal(err)
 	}
-	tb.Logf("kubernetes: %s", k.How)
-	tb.Cleanup(func() {
-		if tb.Failed() {
-			tb.Log("the servers' last words:\n" + k.complaints())
-		}
-		if err := k.Close(); err != nil {
-			tb.Errorf("the server was not removed: %v", err)
-		}
-	})
-	return k
 }
 
 // Required tells whether a missing server is a failure.
@@ -124,7 +188,7 @@ func Required() bool { return os.Getenv("LEASEHOLD_REQUIRE_SERVERS") == "1" }
 
 func missing(tb testing.TB, err error) {
 	tb.Helper()
-	if Required() {
+	if Required() && !errors.Is(err, errors.ErrUnsupported) {
 		tb.Fatalf("LEASEHOLD_REQUIRE_SERVERS=1, and %v", err)
 	}
 	tb.Skipf("%v", err)

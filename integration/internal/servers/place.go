@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"strings"
+	"sync"
+	"time"
 )
 
 // place is where the servers of one test run together: on a network of
@@ -28,7 +31,8 @@ type endpoint struct {
 }
 
 type spec struct {
-	name    string // of the program
+	program string
+	name    string // of the server in its place
 	args    []string
 	files   map[string][]byte // in its folder
 	publish *endpoint         // what tests talk to
@@ -41,9 +45,80 @@ type server interface {
 	stop(ctx context.Context) error // kills it
 	start(ctx context.Context) error
 	running(ctx context.Context) (bool, error)
+	// sever cuts a link, which nobody at its other end is told of; mend undoes it.
+	// Where servers cannot be told apart it is an errors.ErrUnsupported.
+	sever(ctx context.Context, l link) error
+	mend(ctx context.Context, l link) error
 	remove(ctx context.Context) error
 	// output is all it ever wrote.
 	output(ctx context.Context) (stdout, stderr []byte, err error)
+}
+
+// link is one of the two ways to a server and from it.
+type link int
+
+const (
+	toServers link = iota // the others of its place
+	toTests
+)
+
+// named is a server that was started.
+type named struct {
+	server
+	name string
+}
+
+// lastWords is the end of what each server said.
+func lastWords(servers []named) string {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var all strings.Builder
+	for _, s := range servers {
+		if _, stderr, err := s.output(ctx); err == nil && len(stderr) > 0 {
+			fmt.Fprintf(&all, "%s said:\n%s\n", s.name, tail(stderr, 15))
+		}
+	}
+	return all.String()
+}
+
+// noneEnded returns an error that tells which server has ended.
+func noneEnded(ctx context.Context, servers []named) error {
+	for _, s := range servers {
+		if running, err := s.running(ctx); err != nil {
+			return err
+		} else if !running {
+			return fmt.Errorf("%s has ended", s.name)
+		}
+	}
+	return nil
+}
+
+// removeAll removes servers, all at once, and then their place.
+func removeAll(ctx context.Context, p place, servers []named) error {
+	errs := make([]error, len(servers))
+	var wg sync.WaitGroup
+	for i, s := range servers {
+		wg.Go(func() { errs[i] = s.remove(ctx) })
+	}
+	wg.Wait()
+	if p != nil {
+		errs = append(errs, p.close(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// onFreePorts calls start again if somebody else has got one of the ports first.
+func onFreePorts[T any](ctx context.Context, start func() (T, error)) (T, error) {
+	const tries = 3
+	for try := 1; ; try++ {
+		s, err := start()
+		if err == nil || try == tries || ctx.Err() != nil {
+			return s, err
+		}
+		if !strings.Contains(err.Error(), "address already in use") && !strings.Contains(err.Error(), "port is already allocated") {
+			return s, err
+		}
+	}
 }
 
 func newPlace(ctx context.Context, f *found) (place, error) {

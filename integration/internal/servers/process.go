@@ -22,7 +22,7 @@ type processes struct {
 }
 
 func newProcesses(f *found) (*processes, error) {
-	tmp, err := os.MkdirTemp("", label+"-"+run()+"_")
+	tmp, err := newFolder()
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +47,7 @@ func (p *processes) start(ctx context.Context, s spec) (server, error) {
 			return nil, err
 		}
 	}
-	proc := &process{path: p.files[s.name], dir: dir, args: s.args}
+	proc := &process{path: p.files[s.program], dir: dir, args: s.args}
 	if err := proc.start(ctx); err != nil {
 		return nil, err
 	}
@@ -138,6 +138,11 @@ func (p *process) stop(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 }
+
+func (p *process) sever(context.Context, link) error { return errNoNetwork }
+func (p *process) mend(context.Context, link) error  { return errNoNetwork }
+
+var errNoNetwork = fmt.Errorf("a process cannot be cut off, it has no network of its own: %w", errors.ErrUnsupported)
 
 func (p *process) running(context.Context) (bool, error) {
 	p.mu.Lock()

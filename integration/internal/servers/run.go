@@ -25,6 +25,9 @@ var run = sync.OnceValue(func() string {
 	return fmt.Sprintf("%s-%d-%s", host, pid, began(pid))
 })
 
+// newFolder makes a folder that Sweep removes if this process cannot.
+func newFolder() (string, error) { return os.MkdirTemp("", label+"-"+run()+"_") }
+
 // dead tells whether the process of a run is gone for certain. Of another host
 // nothing is certain.
 func dead(run string) bool {
