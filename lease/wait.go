@@ -112,13 +112,29 @@ type waiter struct {
 	// spread is the time over which this waiter spreads its attempts after the
 	// lease has become free. It begins at zero, so that a single waiter loses no
 	// time, and doubles each time another was faster: of many waiters only those
-	// few try that draw a short time, the others see in time that it is gone.
+	// few try that draw a short time, the others see in time that it is gone. Where
+	// hands change quickly it also doubles each time another is seen to be faster, so
+	// that those learn it who have not tried.
 	spread time.Duration
+	rival  uint64        // the token of the tenure that was seen last
+	since  time.Duration // when that was
 	retry  time.Duration // pause before the next attempt after a failure
+}
+
+// faster notes the tenure of another; lost says that this waiter has tried, too.
+func (w *waiter) faster(rec backend.Record, lost bool) {
+	now := w.l.clock.Now()
+	if lost || rec.Token != w.rival && w.rival != 0 && now-w.since < quick {
+		w.spread = min(max(2*w.spread, time.Millisecond), maxSpread)
+	}
+	if rec.Token != w.rival {
+		w.rival, w.since = rec.Token, now
+	}
 }
 
 const (
 	maxSpread = 50 * time.Millisecond
+	quick     = time.Second
 	minRetry  = 5 * time.Millisecond
 	maxRetry  = 5 * time.Second
 )
@@ -165,6 +181,7 @@ func (w *waiter) wait(ctx context.Context) error {
 				w.retry = 0
 				set(rand.N(w.spread + 1))
 			case !free:
+				w.faster(n.rec, false)
 				w.retry = 0
 				set(w.pause(free, blind))
 			}
@@ -176,8 +193,9 @@ func (w *waiter) wait(ctx context.Context) error {
 			if ctx.Err() == nil {
 				w.last = err
 			}
-			if errors.Is(err, backend.ErrHeld) {
-				w.spread = min(max(2*w.spread, time.Millisecond), maxSpread)
+			var held *backend.HeldError
+			if errors.As(err, &held) {
+				w.faster(held.Record, true)
 			}
 			w.retry = min(max(2*w.retry, minRetry), maxRetry, max(minRetry, l.rules.duration/2))
 			set(w.pause(free, blind))
