@@ -29,9 +29,15 @@ const (
 
 // bound is the context of a call: it ends with the store's timeout at the latest,
 // and every request on it is refused by a member that knows of no leader, instead of
-// waiting for one.
+// waiting for one. It ends a little before the caller's, who would else not wait
+// for the words that say what is wrong.
 func (s *Store) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	timeout := s.timeout
+	if deadline, ok := ctx.Deadline(); ok {
+		left := time.Until(deadline)
+		timeout = min(timeout, left-min(left/20, 100*time.Millisecond))
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	return clientv3.WithRequireLeader(ctx), cancel
 }
 
@@ -78,7 +84,7 @@ func hung(err error) bool {
 // passing reports whether another attempt, maybe at another member, may succeed.
 func passing(err error) bool {
 	switch {
-	case hung(err), errors.Is(err, io.EOF), errors.Is(err, rpctypes.ErrInvalidAuthToken):
+	case hung(err), errors.Is(err, io.EOF), errors.Is(err, rpctypes.ErrInvalidAuthToken), errors.Is(err, rpctypes.ErrAuthOldRevision):
 		return true
 	case errors.Is(err, rpctypes.ErrNoSpace):
 		return false

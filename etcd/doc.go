@@ -35,8 +35,9 @@
 // two (the Txn, the revocation of the etcd lease), and each of the four is one entry
 // in etcd's log. Renew is two round trips (the etcd lease, and a read of both keys,
 // because an etcd lease can be renewed whose key is gone), and no entry. An Acquire
-// of a name that was not free when last seen looks first, so waiters write nothing
-// that is refused.
+// of a name that was not free when last seen looks first, so waiters hardly ever write
+// what is refused; and the etcd lease of a refused attempt is kept for the next, or
+// runs out.
 //
 // A call that may be sent again tries members one after the other, each with half
 // of the time that is left. A grant is sent again only as the same Attempt: what
@@ -57,8 +58,8 @@
 //
 // # Watch
 //
-// A watch begins at the revision after a read: at the current one etcd serves it
-// from a loop that runs ten times a second. All watches share a stream of the client.
+// A watch begins before the state is read, so that nothing lies in between. All
+// watches share a stream of the client.
 // Behind it stands a slow look, after the record's duration (between 2 s and a
 // minute): where it finds what no event has told, all watches move to another stream,
 // and so to another member. Clients that Open makes ask a silent connection every

@@ -56,6 +56,7 @@ type Store struct {
 	close   func() error
 
 	leases  pb.LeaseClient
+	spares  spares
 	keeper  keeper
 	streams streams
 

@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -53,6 +54,9 @@ func (k *keeper) renew(ctx context.Context, id clientv3.LeaseID) (ttl int64, err
 	}
 	if !stop() && err != nil && ctx.Err() != nil {
 		err = ctx.Err()
+	}
+	if err == nil && resp.ID != int64(id) {
+		err = fmt.Errorf("etcd was asked to renew its lease %x and has answered for %x", int64(id), resp.ID)
 	}
 	if err != nil {
 		// Its member is not well, or cannot be reached; and the others may lead there, too.

@@ -258,8 +258,16 @@ func (st *state) floor() (floor uint64) {
 	return floor
 }
 
+// whole reports whether both keys are of one tenure. If not, somebody has deleted
+// the record, or rewritten it.
+func (st *state) whole() bool {
+	return st.r != nil && st.t != nil && st.r.Holder == st.t.Holder && st.r.Attempt == st.t.Attempt
+}
+
 func (st *state) revision() revision {
 	switch {
+	case st.whole():
+		return revision{mod: st.record.ModRevision, lease: st.r.Lease, floor: st.t.Floor}
 	case st.r != nil:
 		return revision{mod: st.record.ModRevision, lease: st.r.Lease, floor: st.r.Floor}
 	case st.record != nil:
@@ -289,13 +297,12 @@ func (st *state) view() (backend.Record, error) {
 	if r != nil {
 		rec.Transitions = r.Transitions
 	}
-	whole := r != nil && t != nil && r.Holder == t.Holder && r.Attempt == t.Attempt
 	switch {
+	case st.whole(), t != nil && t.Seal != nil:
+		rec.Token = t.Floor + uint64(st.alive.ModRevision)
 	case r != nil && r.Seal != nil: // whatever else is missing
 		rec.Token = r.Floor + uint64(st.record.ModRevision)
 		t = &r.tenure
-	case whole, t != nil && t.Seal != nil:
-		rec.Token = t.Floor + uint64(st.alive.ModRevision)
 	case t != nil:
 		r = nil
 	case r.Holder == "":

@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -80,6 +81,7 @@ func (s *Store) Acquire(ctx context.Context, claim backend.Claim) (backend.Recor
 		}
 	}
 	var lease clientv3.LeaseID
+	var open bool // a Txn with it may still be on its way
 	for writes := 0; ; writes++ {
 		again, err := decide(st, claim)
 		if err == nil && !again && writes == mostWrites {
@@ -88,7 +90,7 @@ func (s *Store) Acquire(ctx context.Context, claim backend.Claim) (backend.Recor
 		if err != nil || again {
 			s.note(claim.Name, st.absent())
 			if !again || st.alive.Lease != int64(lease) {
-				s.revoke(ctx, lease)
+				s.giveBack(ctx, lease, duration, !open)
 			}
 			if err != nil {
 				return backend.Record{}, err
@@ -104,13 +106,20 @@ func (s *Store) Acquire(ctx context.Context, claim backend.Claim) (backend.Recor
 				return backend.Record{}, err
 			}
 		}
-		rec, found, err := s.write(ctx, st, claim, duration, lease)
+		rec, found, unsure, err := s.write(ctx, st, claim, duration, lease)
+		open = open || unsure
 		if err != nil {
-			// Whether it was applied is not known. If it was, or will be, it is for as
-			// long as the etcd lease.
-			return backend.Record{}, s.explain("acquiring", claim.Name, err)
+			// If it was applied, or will be, it is for as long as the etcd lease, which
+			// nobody renews.
+			if !open {
+				s.giveBack(ctx, lease, duration, true)
+			}
+			return backend.Record{}, err
 		}
 		if found == nil {
+			if !open {
+				s.spares.lent(lease)
+			}
 			return rec, nil
 		}
 		st = found
@@ -139,37 +148,23 @@ func decide(st *state, c backend.Claim) (again bool, err error) {
 	return false, nil
 }
 
-// lend makes the etcd lease of a new tenure, which lasts no longer than was asked.
-func (s *Store) lend(ctx context.Context, name string, duration time.Duration) (clientv3.LeaseID, error) {
-	id, ttl, err := s.grant(ctx, duration)
-	if err != nil {
-		return 0, s.explain("granting an etcd lease for", name, err)
-	}
-	granted := time.Duration(ttl) * time.Second
-	if granted == duration {
-		return id, nil
-	}
-	s.revoke(ctx, id)
-	if granted < duration {
-		return 0, fmt.Errorf("%w: the duration is %v, but etcd grants no more than %v", backend.ErrInvalid, duration, granted)
-	}
-	for old := s.minimum.Load(); old < ttl && !s.minimum.CompareAndSwap(old, ttl); old = s.minimum.Load() {
-	}
-	return 0, fmt.Errorf("%w: the duration is %v, but this etcd makes at least %v of it (one and a half times its election timeout)", backend.ErrInvalid, duration, granted)
-}
-
 // write replaces st by what claim is granted. It is sent again, maybe to another
 // member, only as the same attempt; whichever arrives second finds the first. If st
-// is not what there is any more, found is.
-func (s *Store) write(ctx context.Context, st *state, claim backend.Claim, duration time.Duration, lease clientv3.LeaseID) (rec backend.Record, found *state, err error) {
+// is not what there is any more, found is. open is true if one of those that were
+// sent may be applied later than this returns.
+func (s *Store) write(ctx context.Context, st *state, claim backend.Claim, duration time.Duration, lease clientv3.LeaseID) (rec backend.Record, found *state, open bool, err error) {
 	recordValue, aliveValue, err := st.granted(claim, duration, lease)
 	if err != nil {
-		return backend.Record{}, nil, err
+		return backend.Record{}, nil, false, err
 	}
 	puts := []clientv3.Op{clientv3.OpPut(st.key, recordValue), clientv3.OpPut(aliveKey(st.key), aliveValue, clientv3.WithLease(lease))}
 	var rev int64
+	var unanswered error
 	commit := func(ctx context.Context) error {
 		rev, found, err = s.swap(ctx, st, st.unchanged(), puts...)
+		if err != nil && !answered(err) {
+			unanswered = err
+		}
 		return err
 	}
 	if claim.Attempt != "" {
@@ -177,8 +172,12 @@ func (s *Store) write(ctx context.Context, st *state, claim backend.Claim, durat
 	} else {
 		err = commit(ctx)
 	}
-	if err != nil || found != nil {
-		return backend.Record{}, found, err
+	open = unanswered != nil
+	switch {
+	case err != nil:
+		return backend.Record{}, nil, open, s.explainWrite("acquiring", st.name, cmp.Or(unanswered, err))
+	case found != nil:
+		return backend.Record{}, found, open, nil
 	}
 	now := newState(st.name, st.key, rev, []*mvccpb.KeyValue{
 		{Key: []byte(st.key), Value: []byte(recordValue), ModRevision: rev},
@@ -189,7 +188,7 @@ func (s *Store) write(ctx context.Context, st *state, claim backend.Claim, durat
 	if err == nil && lease != 0 {
 		rec.Remaining = rec.Duration
 	}
-	return rec, nil, err
+	return rec, nil, open, err
 }
 
 // swap does what then says if the conditions hold, and tells the revision at which
@@ -280,7 +279,7 @@ func (st *state) current(rec backend.Record) (backend.Record, error) {
 }
 
 // Release ends rec's tenure: a guarded delete of both keys, and the end of the etcd
-// lease. A record with a token floor is vacated instead.
+// lease, unless the next tenure can have that. A record with a token floor is vacated instead.
 func (s *Store) Release(ctx context.Context, rec backend.Record) error {
 	if err := s.enter(ctx, rec.Name); err != nil {
 		return err
@@ -325,10 +324,10 @@ func (s *Store) Release(ctx context.Context, rec backend.Record) error {
 		}
 		_, found, err := s.swap(ctx, st, conditions, ops...)
 		if err != nil {
-			return s.explain("releasing", rec.Name, err)
+			return s.explainWrite("releasing", rec.Name, err)
 		}
 		if found == nil {
-			s.revoke(ctx, lease)
+			s.giveBack(ctx, lease, rec.Duration, s.spares.returned(lease))
 			return nil
 		}
 		st, conditions = found, nil

@@ -24,8 +24,10 @@ const (
 	// idleBackstop is for a name that nobody holds.
 	idleBackstop = 30 * time.Second
 
-	// openTime is how long etcd may take to begin a watch.
-	openTime = 5 * time.Second
+	// openTime is how long a member may take to begin a watch, at first; each time it
+	// was not enough it is twice as long, up to openTimeMost.
+	openTime     = 2 * time.Second
+	openTimeMost = 16 * time.Second
 
 	// laggard is how long an event may be behind a look.
 	laggard = time.Second
@@ -72,7 +74,7 @@ func (s *Store) Watch(ctx context.Context, name string) iter.Seq2[backend.Record
 			}
 			return
 		}
-		w := &watch{Store: s, name: name, yield: yield}
+		w := &watch{Store: s, name: name, yield: yield, patience: openTime}
 		for pause := time.Duration(0); ; {
 			quiet, goOn := w.follow(ctx)
 			if !goOn {
@@ -100,26 +102,35 @@ type watch struct {
 	name  string
 	yield func(backend.Record, error) bool
 	told  *state // what was yielded last
+
+	patience time.Duration // how long to wait for the watch to begin
 }
 
-// follow looks, and then watches from there on for as long as the stream lasts.
-// quiet is true if nothing came of it.
+// follow watches, looks, and tells what comes after that, for as long as the stream
+// lasts. quiet is true if nothing came of it.
+//
+// The watch begins first, at whatever the revision is. If it began at the one after
+// the look, and somebody had written anything to etcd in between, etcd would serve it
+// from a loop that runs ten times a second.
 func (w *watch) follow(ctx context.Context) (quiet, goOn bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	stream, number, moved := w.streams.context(ctx)
+	key := w.recordKey(w.name)
+	late := time.AfterFunc(w.patience, cancel)
+	events := w.client.Watch(stream, key, clientv3.WithRange(endKey(key)))
+	if !late.Stop() {
+		w.streams.leave(number)
+		w.patience = min(2*w.patience, openTimeMost)
+		return true, true
+	}
+	w.patience = openTime
 	st, err := w.look(ctx)
 	if err != nil {
 		return true, w.failed(ctx, err)
 	}
 	if !w.tell(st) {
 		return false, false
-	}
-	stream, number, moved := w.streams.context(ctx)
-	late := time.AfterFunc(openTime, cancel)
-	events := w.client.Watch(stream, st.key, clientv3.WithRange(endKey(st.key)), clientv3.WithRev(st.at+1))
-	if !late.Stop() {
-		w.streams.leave(number)
-		return true, true
 	}
 
 	timer := time.NewTimer(w.backstop(st))
@@ -142,10 +153,11 @@ func (w *watch) follow(ctx context.Context) (quiet, goOn bool) {
 				return quiet, w.failed(ctx, err)
 			}
 			quiet = false
-			if len(resp.Events) == 0 {
+			next := st.after(resp.Events)
+			if next == st { // the look has shown it already
 				continue
 			}
-			if st = st.after(resp.Events); !w.tell(st) {
+			if st = next; !w.tell(st) {
 				return false, false
 			}
 			if ahead != nil && st.at < ahead.at && !st.same(ahead) {
@@ -223,10 +235,13 @@ func (w *watch) backstop(st *state) time.Duration {
 	return d + rand.N(d/4)
 }
 
-// after returns the state that events lead to.
+// after returns the state that events lead to; st itself if they are older.
 func (st *state) after(events []*clientv3.Event) *state {
 	now := &state{name: st.name, key: st.key, at: st.at, record: st.record, alive: st.alive}
 	for _, e := range events {
+		if e.Kv.ModRevision <= st.at {
+			continue
+		}
 		now.at = e.Kv.ModRevision
 		which := &now.alive
 		if string(e.Kv.Key) == st.key {
@@ -235,6 +250,9 @@ func (st *state) after(events []*clientv3.Event) *state {
 		if *which = e.Kv; e.Type == clientv3.EventTypeDelete {
 			*which = nil
 		}
+	}
+	if now.at == st.at {
+		return st
 	}
 	now.parse()
 	return now

@@ -2,6 +2,7 @@ package embedded_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/leasehold/leasehold/backend"
 	"github.com/leasehold/leasehold/conformance"
@@ -14,5 +15,5 @@ func TestConformance(t *testing.T) {
 	c := embedded.Start(t, 1)
 	conformance.Run(t, func(tb testing.TB) backend.Store {
 		return etcd.New(c.Client(tb), "/conformance")
-	})
+	}, conformance.WithDuration(3*time.Second))
 }
