@@ -166,13 +166,15 @@ func (s *Store) prolong(ctx context.Context, id clientv3.LeaseID) (ttl int64, er
 	return ttl, err
 }
 
-// revoke ends an etcd lease that no tenure needs any more. It is tried once: a
-// lease that stays ends by itself within its duration.
-func (s *Store) revoke(ctx context.Context, id clientv3.LeaseID) {
+// revoke ends an etcd lease that no tenure needs any more, and reports whether it is
+// over for certain. It is tried once: one that stays ends by itself within its
+// duration.
+func (s *Store) revoke(ctx context.Context, id clientv3.LeaseID) bool {
 	if id == 0 || ctx.Err() != nil {
-		return
+		return false
 	}
 	ctx, cancel := share(ctx)
 	defer cancel()
-	_, _ = s.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(id)})
+	_, err := s.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(id)})
+	return err == nil || errors.Is(rpctypes.Error(err), rpctypes.ErrLeaseNotFound)
 }

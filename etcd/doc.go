@@ -22,8 +22,8 @@
 // token floor if a claim has brought one. etcd never gives a revision twice, so
 // tokens rise over release, expiry, deletion by whomever and re-creation. Two things
 // end that. An etcd restored from a backup counts on from there, unless it is
-// restored with etcdutl's --bump-revision. And a floor lies in the keys: whoever
-// deletes both deletes the floor.
+// restored with etcdutl's --bump-revision. And a floor lies in the record: whoever
+// deletes that, or garbles it and then uses force, deletes the floor.
 //
 // Durations are whole seconds. etcd makes at least one and a half election timeouts
 // of any: 2 s with its own settings, which Traits.MinDuration says until a grant has

@@ -61,7 +61,8 @@ type Store struct {
 	streams streams
 
 	mu   sync.Mutex
-	seen map[string]struct{} // names that were not free when last seen
+	seen map[string]struct{}           // names that were not free when last seen
+	lost map[clientv3.LeaseID]struct{} // etcd leases of tenures that were found to be over
 }
 
 var (
@@ -81,7 +82,6 @@ func New(client *clientv3.Client, prefix string, opts ...Option) *Store {
 		client:  client,
 		timeout: defaultTimeout,
 		done:    make(chan struct{}),
-		seen:    make(map[string]struct{}),
 	}
 	s.prefix, s.invalid = checkPrefix(prefix)
 	if client == nil {
@@ -188,15 +188,42 @@ func (s *Store) noted(name string) bool {
 // note keeps whether a name was free. It is a hint, so forgetting it costs a round
 // trip and no more.
 func (s *Store) note(name string, free bool) {
-	const most = 4096
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if free {
 		delete(s.seen, name)
 		return
 	}
-	if len(s.seen) >= most {
-		clear(s.seen)
+	add(&s.seen, name)
+}
+
+// forsake keeps that the tenure of an etcd lease is over although that still runs:
+// whoever goes on to renew the tenure must not keep it running.
+func (s *Store) forsake(id clientv3.LeaseID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	add(&s.lost, id)
+}
+
+// found is the opposite: somebody else has confused two tenures.
+func (s *Store) found(id clientv3.LeaseID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.lost, id)
+}
+
+func (s *Store) forsaken(id clientv3.LeaseID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.lost[id]
+	return ok
+}
+
+// add puts a hint among others, of which not too many are kept.
+func add[K comparable](hints *map[K]struct{}, hint K) {
+	const most = 4096
+	if *hints == nil || len(*hints) >= most {
+		*hints = make(map[K]struct{})
 	}
-	s.seen[name] = struct{}{}
+	(*hints)[hint] = struct{}{}
 }

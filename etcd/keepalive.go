@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -59,9 +60,11 @@ func (k *keeper) renew(ctx context.Context, id clientv3.LeaseID) (ttl int64, err
 		err = fmt.Errorf("etcd was asked to renew its lease %x and has answered for %x", int64(id), resp.ID)
 	}
 	if err != nil {
-		// Its member is not well, or cannot be reached; and the others may lead there, too.
 		r.cancel()
-		k.drop()
+		if !errors.Is(err, context.Canceled) {
+			// Its member is not well, or cannot be reached; and the others may lead there, too.
+			k.drop()
+		}
 		return 0, rpctypes.Error(err)
 	}
 	k.give(r, ctx.Err() == nil)

@@ -114,7 +114,7 @@ func (s *Store) spare(ctx context.Context, d time.Duration) clientv3.LeaseID {
 // giveBack is told of an etcd lease that no key is bound to any more: it is kept, if
 // it is fit for the next tenure, or ended.
 func (s *Store) giveBack(ctx context.Context, id clientv3.LeaseID, d time.Duration, fit bool) {
-	if id == 0 || fit && d <= longestSpare && s.spares.put(id, d) {
+	if fit && id != 0 && d <= longestSpare && s.spares.put(id, d) {
 		return
 	}
 	s.revoke(ctx, id)

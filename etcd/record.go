@@ -267,7 +267,8 @@ func (st *state) whole() bool {
 func (st *state) revision() revision {
 	switch {
 	case st.whole():
-		return revision{mod: st.record.ModRevision, lease: st.r.Lease, floor: st.t.Floor}
+		// What is in force, and not what the record says of it, which may have been edited.
+		return revision{mod: st.record.ModRevision, lease: leaseID(st.alive.Lease), floor: st.t.Floor}
 	case st.r != nil:
 		return revision{mod: st.record.ModRevision, lease: st.r.Lease, floor: st.r.Floor}
 	case st.record != nil:
@@ -359,5 +360,9 @@ func (st *state) granted(claim backend.Claim, duration time.Duration, lease clie
 
 // vacated returns the value of a record that keeps the floor.
 func (st *state) vacated() (string, error) {
-	return encode(record{tenure: tenure{Version: format, Floor: st.floor()}, Transitions: st.r.Transitions})
+	left := record{tenure: tenure{Version: format, Floor: st.floor()}}
+	if st.r != nil {
+		left.Transitions = st.r.Transitions
+	}
+	return encode(left)
 }

@@ -89,8 +89,13 @@ func (s *Store) Acquire(ctx context.Context, claim backend.Claim) (backend.Recor
 		}
 		if err != nil || again {
 			s.note(claim.Name, st.absent())
-			if !again || st.alive.Lease != int64(lease) {
-				s.giveBack(ctx, lease, duration, !open)
+			mine := again && st.alive.Lease == int64(lease)
+			switch {
+			case mine:
+			case !open:
+				s.giveBack(ctx, lease, duration, true)
+			case !s.revoke(ctx, lease) && err != nil:
+				return backend.Record{}, fmt.Errorf("lease %q: refused, but a request that was sent before may still be granted: %v", claim.Name, err)
 			}
 			if err != nil {
 				return backend.Record{}, err
@@ -158,10 +163,10 @@ func (s *Store) write(ctx context.Context, st *state, claim backend.Claim, durat
 		return backend.Record{}, nil, false, err
 	}
 	puts := []clientv3.Op{clientv3.OpPut(st.key, recordValue), clientv3.OpPut(aliveKey(st.key), aliveValue, clientv3.WithLease(lease))}
-	var rev int64
+	var resp *clientv3.TxnResponse
 	var unanswered error
 	commit := func(ctx context.Context) error {
-		rev, found, err = s.swap(ctx, st, st.unchanged(), puts...)
+		resp, found, err = s.swap(ctx, st, st.unchanged(), puts...)
 		if err != nil && !answered(err) {
 			unanswered = err
 		}
@@ -179,6 +184,7 @@ func (s *Store) write(ctx context.Context, st *state, claim backend.Claim, durat
 	case found != nil:
 		return backend.Record{}, found, open, nil
 	}
+	rev := resp.Header.Revision
 	now := newState(st.name, st.key, rev, []*mvccpb.KeyValue{
 		{Key: []byte(st.key), Value: []byte(recordValue), ModRevision: rev},
 		{Key: []byte(aliveKey(st.key)), Value: []byte(aliveValue), ModRevision: rev, Lease: int64(lease)},
@@ -191,21 +197,21 @@ func (s *Store) write(ctx context.Context, st *state, claim backend.Claim, durat
 	return rec, nil, open, err
 }
 
-// swap does what then says if the conditions hold, and tells the revision at which
-// it did; if they do not, found is what there is.
-func (s *Store) swap(ctx context.Context, st *state, conditions []clientv3.Cmp, then ...clientv3.Op) (rev int64, found *state, err error) {
-	resp, err := s.client.Txn(ctx).
+// swap does what then says if the conditions hold; if they do not, found is what
+// there is.
+func (s *Store) swap(ctx context.Context, st *state, conditions []clientv3.Cmp, then ...clientv3.Op) (resp *clientv3.TxnResponse, found *state, err error) {
+	resp, err = s.client.Txn(ctx).
 		If(conditions...).
 		Then(then...).
 		Else(clientv3.OpGet(st.key, clientv3.WithRange(endKey(st.key)))).
 		Commit()
 	if err != nil {
-		return 0, nil, err
+		return nil, nil, err
 	}
 	if resp.Succeeded {
-		return resp.Header.Revision, nil, nil
+		return resp, nil, nil
 	}
-	return 0, newState(st.name, st.key, resp.Header.Revision, resp.Responses[0].GetResponseRange().Kvs), nil
+	return resp, newState(st.name, st.key, resp.Header.Revision, resp.Responses[0].GetResponseRange().Kvs), nil
 }
 
 // Renew starts the duration of rec's tenure anew: the etcd lease first, which no
@@ -218,6 +224,9 @@ func (s *Store) Renew(ctx context.Context, rec backend.Record) (backend.Record, 
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	rev, _ := parseRevision(rec.Revision)
+	if s.forsaken(clientv3.LeaseID(rev.lease)) || rec.Token == 0 {
+		rev.lease = 0
+	}
 	return s.renew(ctx, rec, clientv3.LeaseID(rev.lease))
 }
 
@@ -237,6 +246,9 @@ func (s *Store) renew(ctx context.Context, rec backend.Record, lease clientv3.Le
 		}
 		now, err := st.current(rec)
 		if err != nil {
+			if lease != 0 {
+				s.forsake(lease)
+			}
 			return backend.Record{}, err
 		}
 		bound := clientv3.LeaseID(0)
@@ -249,6 +261,7 @@ func (s *Store) renew(ctx context.Context, rec backend.Record, lease clientv3.Le
 		case now.Seal != nil, bound == 0: // for ever as it is
 			return now, nil
 		case bound == lease && ttl > 0:
+			s.found(lease)
 			now.RenewedAt = time.Now().UTC().Round(0)
 			now.Remaining = time.Duration(ttl) * time.Second
 			return now, nil
@@ -295,9 +308,7 @@ func (s *Store) Release(ctx context.Context, rec backend.Record) error {
 		}
 	}
 	for writes := 0; ; writes++ {
-		ops := []clientv3.Op{clientv3.OpDelete(st.key), clientv3.OpDelete(aliveKey(st.key))}
-		rev, _ := parseRevision(rec.Revision)
-		lease := clientv3.LeaseID(rev.lease)
+		ops := []clientv3.Op{clientv3.OpDelete(st.key), clientv3.OpDelete(aliveKey(st.key), clientv3.WithPrevKV())}
 		if conditions == nil {
 			now, err := st.current(rec)
 			if err != nil {
@@ -316,18 +327,17 @@ func (s *Store) Release(ctx context.Context, rec backend.Record) error {
 				}
 				ops[0] = clientv3.OpPut(st.key, value)
 			}
-			lease = 0
-			if st.alive != nil {
-				lease = clientv3.LeaseID(st.alive.Lease)
-			}
 			conditions = st.unchanged()
 		}
-		_, found, err := s.swap(ctx, st, conditions, ops...)
+		resp, found, err := s.swap(ctx, st, conditions, ops...)
 		if err != nil {
 			return s.explainWrite("releasing", rec.Name, err)
 		}
 		if found == nil {
-			s.giveBack(ctx, lease, rec.Duration, s.spares.returned(lease))
+			for _, alive := range resp.Responses[1].GetResponseDeleteRange().PrevKvs {
+				lease := clientv3.LeaseID(alive.Lease)
+				s.giveBack(ctx, lease, rec.Duration, s.spares.returned(lease))
+			}
 			return nil
 		}
 		st, conditions = found, nil
