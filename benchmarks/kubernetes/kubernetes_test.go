@@ -1,6 +1,6 @@
 //go:build unix
 
-package benchmarks
+package kubernetes_test
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/leasehold/leasehold/benchmarks/internal/measure"
 	"github.com/leasehold/leasehold/kubernetes"
 	"github.com/leasehold/leasehold/lease"
 )
@@ -31,7 +32,7 @@ func BenchmarkKubernetesHandOver(b *testing.B) {
 	p := newPlace(b)
 	group, ctx := errgroup.WithContext(b.Context())
 	var mu sync.Mutex
-	var electors, leases times
+	var electors, leases measure.Times
 	for i := range pairs {
 		group.Go(func() error {
 			took, err := p.handOverTheirs(ctx, fmt.Sprintf("client-go-%d", i), each)
@@ -48,11 +49,11 @@ func BenchmarkKubernetesHandOver(b *testing.B) {
 	if err := group.Wait(); err != nil {
 		b.Fatal(err)
 	}
-	report(b, "client-go", electors.figures()...)
-	report(b, "leasehold", append(leases.figures(), figure{ratio(electors.median(), leases.median()), "times_faster"})...)
+	measure.Report(b, "client-go", electors.Figures()...)
+	measure.Report(b, "leasehold", append(leases.Figures(), measure.Of(measure.Ratio(electors.Median(), leases.Median()), "times_faster"))...)
 }
 
-func (p place) handOverTheirs(ctx context.Context, name string, n int) (took times, err error) {
+func (p place) handOverTheirs(ctx context.Context, name string, n int) (took measure.Times, err error) {
 	leader, err := p.theirs(ctx, name, "0")
 	if err != nil {
 		return nil, err
@@ -70,7 +71,7 @@ func (p place) handOverTheirs(ctx context.Context, name string, n int) (took tim
 		leader = standby
 		defer last.close()
 		// At any point between two polls.
-		if err := sleep(ctx, retryPeriod+rand.N(longestPoll)); err != nil {
+		if err := measure.Sleep(ctx, retryPeriod+rand.N(longestPoll)); err != nil {
 			return nil, err
 		}
 		start := time.Now()
@@ -84,7 +85,7 @@ func (p place) handOverTheirs(ctx context.Context, name string, n int) (took tim
 	return took, nil
 }
 
-func (p place) handOverOurs(ctx context.Context, name string, n int) (took times, err error) {
+func (p place) handOverOurs(ctx context.Context, name string, n int) (took measure.Times, err error) {
 	var candidates [2]*ours
 	for i := range candidates {
 		if candidates[i], err = p.ours(name); err != nil {
@@ -110,7 +111,7 @@ func (p place) handOverOurs(ctx context.Context, name string, n int) (took times
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
-		if err := sleep(ctx, 5*time.Millisecond+rand.N(20*time.Millisecond)); err != nil {
+		if err := measure.Sleep(ctx, 5*time.Millisecond+rand.N(20*time.Millisecond)); err != nil {
 			return nil, err
 		}
 		start := time.Now()
@@ -138,8 +139,8 @@ func BenchmarkKubernetesTakeover(b *testing.B) {
 	p := newPlace(b)
 	group, ctx := errgroup.WithContext(b.Context())
 	var mu sync.Mutex
-	var electors, leases times
-	pair := func(kind string, all *times, one func(ctx context.Context, name string) (time.Duration, error)) {
+	var electors, leases measure.Times
+	pair := func(kind string, all *measure.Times, one func(ctx context.Context, name string) (time.Duration, error)) {
 		for i := range pairs {
 			group.Go(func() error {
 				took, err := one(ctx, fmt.Sprintf("%s-%d", kind, i))
@@ -155,11 +156,11 @@ func BenchmarkKubernetesTakeover(b *testing.B) {
 	if err := group.Wait(); err != nil {
 		b.Fatal(err)
 	}
-	figures := func(t times) []figure {
-		return []figure{{t.median().Seconds(), "median_s"}, {t.quantile(0).Seconds(), "min_s"}, {t.quantile(1).Seconds(), "max_s"}, {float64(len(t)), "samples"}}
+	figures := func(t measure.Times) []measure.Figure {
+		return []measure.Figure{measure.Of(t.Median().Seconds(), "median_s"), measure.Of(t.Quantile(0).Seconds(), "min_s"), measure.Of(t.Quantile(1).Seconds(), "max_s"), measure.Of(float64(len(t)), "samples")}
 	}
-	report(b, "client-go", figures(electors)...)
-	report(b, "leasehold", append(figures(leases), figure{ratio(electors.median(), leases.median()), "times_faster"})...)
+	measure.Report(b, "client-go", figures(electors)...)
+	measure.Report(b, "leasehold", append(figures(leases), measure.Of(measure.Ratio(electors.Median(), leases.Median()), "times_faster"))...)
 }
 
 // untilCrash is how long a leader leads before it crashes: it has renewed by then,
@@ -180,7 +181,7 @@ func (p place) takeOverTheirs(ctx context.Context, name string) (time.Duration, 
 		return 0, err
 	}
 	defer standby.close()
-	if err := sleep(ctx, untilCrash()); err != nil {
+	if err := measure.Sleep(ctx, untilCrash()); err != nil {
 		return 0, err
 	}
 	leader.cut.Store(true)
@@ -265,11 +266,11 @@ func BenchmarkKubernetesRequests(b *testing.B) {
 		}
 		return counts
 	}
-	if err := sleep(ctx, settle); err != nil {
+	if err := measure.Sleep(ctx, settle); err != nil {
 		b.Fatal(err)
 	}
 	before, start := count(), time.Now()
-	if err := sleep(ctx, window); err != nil {
+	if err := measure.Sleep(ctx, window); err != nil {
 		b.Fatal(err)
 	}
 	after, minutes := count(), time.Since(start).Minutes()
@@ -287,17 +288,17 @@ func BenchmarkKubernetesRequests(b *testing.B) {
 			sum += n
 			begun += float64(before[kind][i+1])
 		}
-		figures := []figure{
-			{perMin[0], "leader_req_per_min"},
-			{sum / float64(len(idle)), "candidate_req_per_min"},
-			{slices.Max(idle), "busiest_candidate_req_per_min"},
-			{total[kind], "all_req_per_min"},
-			{begun / float64(len(idle)), "candidate_req_until_settled"},
+		figures := []measure.Figure{
+			measure.Of(perMin[0], "leader_req_per_min"),
+			measure.Of(sum/float64(len(idle)), "candidate_req_per_min"),
+			measure.Of(slices.Max(idle), "busiest_candidate_req_per_min"),
+			measure.Of(total[kind], "all_req_per_min"),
+			measure.Of(begun/float64(len(idle)), "candidate_req_until_settled"),
 		}
 		if kind == "leasehold" {
-			figures = append(figures, figure{total["client-go"] / total[kind], "times_fewer"})
+			figures = append(figures, measure.Of(total["client-go"]/total[kind], "times_fewer"))
 		}
-		report(b, kind, figures...)
+		measure.Report(b, kind, figures...)
 	}
 }
 
@@ -323,27 +324,27 @@ func BenchmarkKubernetesCycle(b *testing.B) {
 		}
 		// It renews at once.
 		for e.writes.Load() < 2 {
-			if err := sleep(ctx, time.Millisecond); err != nil {
+			if err := measure.Sleep(ctx, time.Millisecond); err != nil {
 				b.Fatal(err)
 			}
 		}
 		e.close()
 		electors += e.requests.Load()
 	}
-	perCycle := func(n int64) figure { return figure{float64(n) / cycles, "req_per_cycle"} }
-	report(b, "client-go", perCycle(electors))
-	report(b, "leasehold", perCycle(c.requests.Load()))
+	perCycle := func(n int64) measure.Figure { return measure.Of(float64(n)/cycles, "req_per_cycle") }
+	measure.Report(b, "client-go", perCycle(electors))
+	measure.Report(b, "leasehold", perCycle(c.requests.Load()))
 }
 
 // BenchmarkKubernetesManyLeases holds a thousand leases in one process, through
 // one store, for a minute: by Acquire, and by Run, which also watches each.
 func BenchmarkKubernetesManyLeases(b *testing.B) {
 	p := newPlace(b)
-	report(b, "acquire", p.manyLeases(b, false)...)
-	report(b, "run", p.manyLeases(b, true)...)
+	measure.Report(b, "acquire", p.manyLeases(b, false)...)
+	measure.Report(b, "run", p.manyLeases(b, true)...)
 }
 
-func (p place) manyLeases(b *testing.B, run bool) []figure {
+func (p place) manyLeases(b *testing.B, run bool) []measure.Figure {
 	b.Helper()
 	const (
 		number   = 1000
@@ -369,7 +370,7 @@ func (p place) manyLeases(b *testing.B, run bool) []figure {
 		}
 	})
 	service := lease.NewRenewalService(nil)
-	before := memory()
+	before := measure.Memory()
 	leases := make([]*lease.Lease, number)
 	for i := range leases {
 		if leases[i], err = lease.New(store, fmt.Sprintf("%s-%d", mode, i), lease.WithDuration(leaseDuration), lease.WithRenewalService(service), observe); err != nil {
@@ -408,30 +409,30 @@ func (p place) manyLeases(b *testing.B, run bool) []figure {
 		}
 	}
 	acquired, first := time.Since(start), w.requests.Load()
-	if err := sleep(ctx, settle); err != nil {
+	if err := measure.Sleep(ctx, settle); err != nil {
 		b.Fatal(err)
 	}
 
-	memoryPerLease := (float64(memory()) - float64(before)) / number
-	used, sent := cpuTime(), w.requests.Load()
+	memoryPerLease := (float64(measure.Memory()) - float64(before)) / number
+	used, sent := measure.CPU(), w.requests.Load()
 	var more []int
 	for start = time.Now(); time.Since(start) < window; {
-		if err := sleep(ctx, 100*time.Millisecond); err != nil {
+		if err := measure.Sleep(ctx, 100*time.Millisecond); err != nil {
 			b.Fatal(err)
 		}
 		more = append(more, runtime.NumGoroutine())
 	}
 	took := time.Since(start).Seconds()
 	slices.Sort(more)
-	figures := []figure{
-		{(cpuTime() - used).Seconds() / took, "cores"},
-		{float64(w.requests.Load()-sent) / took, "req_per_s"},
-		{float64(losses.Load()), "lost"},
-		{float64(more[len(more)/2]), "median_goroutines"},
-		{float64(more[len(more)-1]), "most_goroutines"},
-		{memoryPerLease, "bytes_per_lease"},
-		{acquired.Seconds(), "acquire_all_s"},
-		{float64(first) / number, "req_per_acquire"},
+	figures := []measure.Figure{
+		measure.Of((measure.CPU()-used).Seconds()/took, "cores"),
+		measure.Of(float64(w.requests.Load()-sent)/took, "req_per_s"),
+		measure.Of(float64(losses.Load()), "lost"),
+		measure.Of(float64(more[len(more)/2]), "median_goroutines"),
+		measure.Of(float64(more[len(more)-1]), "most_goroutines"),
+		measure.Of(memoryPerLease, "bytes_per_lease"),
+		measure.Of(acquired.Seconds(), "acquire_all_s"),
+		measure.Of(float64(first)/number, "req_per_acquire"),
 	}
 	ending.Store(true)
 	cancel()

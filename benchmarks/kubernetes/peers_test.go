@@ -1,6 +1,6 @@
 //go:build unix
 
-package benchmarks
+package kubernetes_test
 
 import (
 	"context"
@@ -139,16 +139,4 @@ func (c *theirs) close() {
 	c.stop()
 	<-c.done
 	c.hangUp()
-}
-
-// sleep waits for d, or until ctx ends.
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-t.C:
-		return nil
-	}
 }

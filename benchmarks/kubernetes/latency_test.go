@@ -1,6 +1,6 @@
 //go:build unix
 
-package benchmarks
+package kubernetes_test
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 	coordinationclient "k8s.io/client-go/kubernetes/typed/coordination/v1"
 
 	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/benchmarks/internal/measure"
 	"github.com/leasehold/leasehold/kubernetes"
 )
 
@@ -172,7 +173,7 @@ func BenchmarkKubernetesLatency(b *testing.B) {
 	holders := map[bool]map[string]holder{false: p.holders(b, false), true: p.holders(b, true)}
 
 	type line struct{ verb, variant string }
-	took := make(map[line]times)
+	took := make(map[line]measure.Times)
 	type cost struct{ n, bytes, times uint64 }
 	costs := make(map[line]cost)
 	once := func(s step, variant string) time.Duration {
@@ -197,7 +198,7 @@ func BenchmarkKubernetesLatency(b *testing.B) {
 			for _, variant := range variants {
 				l := line{s.verb, variant}
 				c := costs[l]
-				n, bytes := allocations(func() { once(s, variant) })
+				n, bytes := measure.Allocations(func() { once(s, variant) })
 				costs[l] = cost{c.n + n, c.bytes + bytes, c.times + 1}
 			}
 		}
@@ -208,14 +209,14 @@ func BenchmarkKubernetesLatency(b *testing.B) {
 			continue
 		}
 		told[s.verb] = true
-		base := took[line{s.verb, "raw"}].median()
+		base := took[line{s.verb, "raw"}].Median()
 		for _, variant := range variants {
 			l := line{s.verb, variant}
 			c := costs[l]
-			report(b, s.verb+"/"+variant, append(took[l].figures(),
-				figure{ratio(took[l].median(), base), "ratio_to_raw"},
-				figure{float64(c.n / c.times), "allocs/op"},
-				figure{float64(c.bytes / c.times), "B/op"})...)
+			measure.Report(b, s.verb+"/"+variant, append(took[l].Figures(),
+				measure.Of(measure.Ratio(took[l].Median(), base), "ratio_to_raw"),
+				measure.Of(float64(c.n/c.times), "allocs/op"),
+				measure.Of(float64(c.bytes/c.times), "B/op"))...)
 		}
 	}
 }

@@ -1,0 +1,2 @@
+// Package kubernetes measures the store on Kubernetes beside client-go.
+package kubernetes
