@@ -41,14 +41,14 @@ func (s *Store) bound(ctx context.Context) (context.Context, context.CancelFunc)
 	return clientv3.WithRequireLeader(ctx), cancel
 }
 
-// share is the context of one attempt of several: half of what is left, so that a
-// member that hangs does not use it all up.
-func share(ctx context.Context) (context.Context, context.CancelFunc) {
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		return context.WithCancel(ctx)
+// share is the context of the nth attempt of several: half of what is left, and a
+// second for the first of them, so that a member that hangs does not use it all up.
+func share(ctx context.Context, n int) (context.Context, context.CancelFunc) {
+	d := time.Second << (n - 1)
+	if deadline, ok := ctx.Deadline(); ok {
+		d = min(d, max(time.Until(deadline)/2, leastAttempt))
 	}
-	return context.WithTimeout(ctx, max(time.Until(deadline)/2, leastAttempt))
+	return context.WithTimeout(ctx, d)
 }
 
 // repeat calls f, which must be harmless to repeat, until it succeeds, fails for
@@ -57,7 +57,7 @@ func repeat(ctx context.Context, passing func(error) bool, f func(ctx context.Co
 	pause := 5 * time.Millisecond
 	var last error
 	for n := 1; ; n++ {
-		attempt, cancel := share(ctx)
+		attempt, cancel := share(ctx, n)
 		err := f(attempt)
 		cancel()
 		if err == nil || !passing(err) {
@@ -173,7 +173,7 @@ func (s *Store) revoke(ctx context.Context, id clientv3.LeaseID) bool {
 	if id == 0 || ctx.Err() != nil {
 		return false
 	}
-	ctx, cancel := share(ctx)
+	ctx, cancel := share(ctx, 1)
 	defer cancel()
 	_, err := s.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(id)})
 	return err == nil || errors.Is(rpctypes.Error(err), rpctypes.ErrLeaseNotFound)

@@ -84,9 +84,12 @@ func New(client *clientv3.Client, prefix string, opts ...Option) *Store {
 		done:    make(chan struct{}),
 	}
 	s.prefix, s.invalid = checkPrefix(prefix)
-	if client == nil {
+	switch {
+	case client == nil:
 		s.invalid = fmt.Errorf("%w: the etcd store needs a *clientv3.Client", backend.ErrInvalid)
-	} else {
+	case client.ActiveConnection() == nil:
+		s.invalid = fmt.Errorf("%w: the etcd store needs a client with a connection; one made by v3client has none", backend.ErrInvalid)
+	default:
 		s.leases = clientv3.RetryLeaseClient(client)
 	}
 	s.keeper.open = func(ctx context.Context) (pb.Lease_LeaseKeepAliveClient, error) { return s.leases.LeaseKeepAlive(ctx) }
@@ -153,7 +156,10 @@ func (s *Store) closed() bool {
 	}
 }
 
-var errClosed = fmt.Errorf("%w: the etcd store is closed", backend.ErrInvalid)
+var (
+	errClosed       = fmt.Errorf("%w: the etcd store is closed", backend.ErrInvalid)
+	errClientClosed = fmt.Errorf("%w: the client of the etcd store is closed", backend.ErrInvalid)
+)
 
 // enter begins a call about name.
 func (s *Store) enter(ctx context.Context, name string) error {
@@ -170,6 +176,8 @@ func (s *Store) usable(ctx context.Context) error {
 		return s.invalid
 	case s.closed():
 		return errClosed
+	case s.client.Ctx().Err() != nil:
+		return errClientClosed
 	case ctx.Err() != nil:
 		return fmt.Errorf("the call to the etcd store was not begun: %w", ctx.Err())
 	}

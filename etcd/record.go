@@ -136,6 +136,18 @@ func decode(b []byte, v any) error {
 	return nil
 }
 
+// salvage returns the floor of a value that cannot be read as a whole, 0 if it
+// cannot be made out: force must not lose it, if possible.
+func salvage(b []byte) uint64 {
+	var v struct {
+		Floor uint64 `json:"floor"`
+	}
+	if json.Unmarshal(b, &v) != nil || v.Floor > backend.MaxToken {
+		return 0
+	}
+	return v.Floor
+}
+
 func (t *tenure) check() error {
 	d := time.Duration(t.Duration)
 	switch {
@@ -197,6 +209,7 @@ type state struct {
 	r      *record // what record says, nil if there is none or it cannot be read
 	t      *tenure // likewise of alive
 	err    *backend.CorruptError
+	found  uint64 // the floor of what cannot be read, if that much can
 }
 
 // newState reads the pairs that a Range of both keys, or events, have told.
@@ -216,10 +229,11 @@ func newState(name, key string, at int64, kvs []*mvccpb.KeyValue) *state {
 
 func (st *state) parse() {
 	var err error
-	st.r, st.t, st.err = nil, nil, nil
+	st.r, st.t, st.err, st.found = nil, nil, nil, 0
 	if st.record != nil {
 		if st.r, err = decodeRecord(st.record.Value); err != nil {
 			st.err = &backend.CorruptError{Name: st.name, Where: fmt.Sprintf("the etcd key %q", st.key), Err: err}
+			st.found = salvage(st.record.Value)
 		}
 	}
 	if st.alive != nil {
@@ -249,6 +263,7 @@ func (st *state) absent() bool { return st.record == nil && st.alive == nil }
 
 // floor is what the next token must be above, besides the revision.
 func (st *state) floor() (floor uint64) {
+	floor = st.found
 	if st.r != nil {
 		floor = st.r.Floor
 	}

@@ -49,15 +49,15 @@ func (s *Store) Get(ctx context.Context, name string) (backend.Record, error) {
 // measure asks how long an etcd lease has to go. Whoever cannot be told (it needs
 // the right to read what is bound to it) has the record without.
 func (s *Store) measure(ctx context.Context, id clientv3.LeaseID, rec *backend.Record) {
-	ctx, cancel := share(ctx)
+	ctx, cancel := share(ctx, 1)
 	defer cancel()
 	resp, err := s.leases.LeaseTimeToLive(ctx, &pb.LeaseTimeToLiveRequest{ID: int64(id)})
 	if err != nil || resp.TTL < 0 {
 		return
 	}
-	// Whole seconds, rounded down. The rest of one was not granted.
-	rec.Remaining = min(time.Duration(resp.TTL+1)*time.Second, time.Duration(resp.GrantedTTL)*time.Second)
-	rec.RenewedAt = time.Now().UTC().Round(0).Add(rec.Remaining - time.Duration(resp.GrantedTTL)*time.Second)
+	// Whole seconds, rounded down. It is more than was granted after a change of leaders.
+	rec.Remaining = time.Duration(resp.TTL+1) * time.Second
+	rec.RenewedAt = time.Now().UTC().Round(0).Add(min(0, rec.Remaining-time.Duration(resp.GrantedTTL)*time.Second))
 }
 
 // Acquire grants the claim or refuses it. A name of which nothing is known is taken

@@ -2,9 +2,10 @@ package etcd
 
 import (
 	"context"
-	"fmt"
 	"iter"
 	"math/rand/v2"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -33,35 +34,75 @@ const (
 	laggard = time.Second
 )
 
-// streams numbers the streams that watches run on. The client puts all watches
-// whose contexts carry the same metadata on one stream of one member. A number in
-// it brings a new one, and with it another member, when the old has gone silent.
+// streams are those that watches run on. The client puts all watches whose contexts
+// carry the same metadata on one stream of one member, and begins them there one
+// after the other. So each of these has a number in it: when one has gone silent its
+// watches move to another, and with it to another member.
 type streams struct {
 	mu      sync.Mutex
-	number  int
-	changed chan struct{} // closed when the number changes
+	numbers int
+	open    []*stream
 }
 
-const streamKey = "leasehold-stream"
+type stream struct {
+	number  int
+	watches int
+	heard   time.Time     // when it last brought anything
+	left    chan struct{} // closed when its watches should move on
+}
 
-// context marks the context of a watch. changed is closed when it should move on.
-func (n *streams) context(ctx context.Context) (_ context.Context, number int, changed <-chan struct{}) {
+const (
+	streamKey = "leasehold-stream"
+
+	// mostWatches is how many a stream may have. They begin one after the other, a
+	// round trip each.
+	mostWatches = 256
+)
+
+// join returns a stream for another watch, and the watch's context.
+func (n *streams) join(ctx context.Context) (*stream, context.Context) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.changed == nil {
-		n.changed = make(chan struct{})
+	i := slices.IndexFunc(n.open, func(s *stream) bool { return s.watches < mostWatches })
+	if i < 0 {
+		i = len(n.open)
+		n.open = append(n.open, &stream{number: n.numbers, heard: time.Now(), left: make(chan struct{})})
+		n.numbers++
 	}
-	return metadata.AppendToOutgoingContext(clientv3.WithRequireLeader(ctx), streamKey, fmt.Sprint(n.number)), n.number, n.changed
+	s := n.open[i]
+	s.watches++
+	return s, metadata.AppendToOutgoingContext(clientv3.WithRequireLeader(ctx), streamKey, strconv.Itoa(s.number))
+}
+
+// part ends what join has begun.
+func (n *streams) part(s *stream) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if s.watches--; s.watches == 0 {
+		n.open = slices.DeleteFunc(n.open, func(o *stream) bool { return o == s })
+	}
+}
+
+func (n *streams) hear(s *stream) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s.heard = time.Now()
+}
+
+// silent is for how long a stream has brought nothing.
+func (n *streams) silent(s *stream) time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return time.Since(s.heard)
 }
 
 // leave has all watches of a stream move on.
-func (n *streams) leave(number int) {
+func (n *streams) leave(s *stream) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if number == n.number {
-		n.number++
-		close(n.changed)
-		n.changed = make(chan struct{})
+	if i := slices.Index(n.open, s); i >= 0 {
+		n.open = slices.Delete(n.open, i, i+1)
+		close(s.left)
 	}
 }
 
@@ -112,19 +153,15 @@ type watch struct {
 // The watch begins first, at whatever the revision is. If it began at the one after
 // the look, and somebody had written anything to etcd in between, etcd would serve it
 // from a loop that runs ten times a second.
-func (w *watch) follow(ctx context.Context) (quiet, goOn bool) {
-	ctx, cancel := context.WithCancel(ctx)
+func (w *watch) follow(outer context.Context) (quiet, goOn bool) {
+	ctx, cancel := context.WithCancel(outer)
 	defer cancel()
-	stream, number, moved := w.streams.context(ctx)
-	key := w.recordKey(w.name)
-	late := time.AfterFunc(w.patience, cancel)
-	events := w.client.Watch(stream, key, clientv3.WithRange(endKey(key)))
-	if !late.Stop() {
-		w.streams.leave(number)
-		w.patience = min(2*w.patience, openTimeMost)
-		return true, true
+	stream, marked := w.streams.join(ctx)
+	defer w.streams.part(stream)
+	events := w.begin(marked, cancel, stream)
+	if events == nil {
+		return true, outer.Err() == nil
 	}
-	w.patience = openTime
 	st, err := w.look(ctx)
 	if err != nil {
 		return true, w.failed(ctx, err)
@@ -139,11 +176,11 @@ func (w *watch) follow(ctx context.Context) (quiet, goOn bool) {
 	for quiet = true; ; {
 		select {
 		case <-ctx.Done():
-			return false, false
+			return true, outer.Err() == nil
 		case <-w.done:
 			w.yield(backend.Record{}, errClosed)
 			return false, false
-		case <-moved:
+		case <-stream.left:
 			return true, true
 		case resp, ok := <-events:
 			if !ok {
@@ -153,6 +190,7 @@ func (w *watch) follow(ctx context.Context) (quiet, goOn bool) {
 				return quiet, w.failed(ctx, err)
 			}
 			quiet = false
+			w.streams.hear(stream)
 			next := st.after(resp.Events)
 			if next == st { // the look has shown it already
 				continue
@@ -167,7 +205,7 @@ func (w *watch) follow(ctx context.Context) (quiet, goOn bool) {
 			timer.Reset(w.backstop(st))
 		case <-timer.C:
 			if ahead != nil {
-				w.streams.leave(number)
+				w.streams.leave(stream)
 				return false, true
 			}
 			now, err := w.look(ctx)
@@ -188,6 +226,45 @@ func (w *watch) follow(ctx context.Context) (quiet, goOn bool) {
 	}
 }
 
+// begin begins the watch, which those that were begun on the stream before come
+// first. It returns nil if nothing has come of it; when the stream was silent for too
+// long, cancel has been called, and all leave the stream.
+func (w *watch) begin(ctx context.Context, cancel context.CancelFunc, on *stream) clientv3.WatchChan {
+	var (
+		mu    sync.Mutex
+		begun bool
+		late  *time.Timer
+	)
+	mu.Lock()
+	late = time.AfterFunc(w.patience, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if begun {
+			return
+		}
+		if rest := w.patience - w.streams.silent(on); rest > 0 {
+			late.Reset(rest)
+			return
+		}
+		cancel()
+	})
+	mu.Unlock()
+	key := w.recordKey(w.name)
+	events := w.client.Watch(ctx, key, clientv3.WithRange(endKey(key)))
+	mu.Lock()
+	begun = true
+	late.Stop()
+	mu.Unlock()
+	if ctx.Err() != nil {
+		w.streams.leave(on)
+		w.patience = min(2*w.patience, openTimeMost)
+		return nil
+	}
+	w.streams.hear(on)
+	w.patience = openTime
+	return events
+}
+
 // look reads both keys, and does not wait for an answer for ever.
 func (w *watch) look(ctx context.Context) (*state, error) {
 	ctx, cancel := w.bound(ctx)
@@ -199,6 +276,9 @@ func (w *watch) look(ctx context.Context) (*state, error) {
 func (w *watch) failed(ctx context.Context, err error) (goOn bool) {
 	if ctx.Err() != nil {
 		return false
+	}
+	if w.client.Ctx().Err() != nil && !w.closed() {
+		err = errClientClosed
 	}
 	if err = w.explain("watching", w.name, err); backend.Definite(err) {
 		w.yield(backend.Record{}, err)

@@ -98,11 +98,11 @@ func (w *watcher) ends(within time.Duration) error {
 	return w.err
 }
 
-// number is how often the watches of a store have moved to another stream.
+// number is how many streams the watches of a store have had.
 func number(s *Store) int {
 	s.streams.mu.Lock()
 	defer s.streams.mu.Unlock()
-	return s.streams.number
+	return s.streams.numbers
 }
 
 const soon = 50 * time.Millisecond
@@ -152,7 +152,7 @@ func TestWatch(t *testing.T) {
 		w.tells(soon, "vacant")
 		time.Sleep(time.Hour)
 		w.silent()
-		if len(from) != 1 || number(s) != 0 {
+		if len(from) != 1 || number(s) != 1 {
 			t.Errorf("it watches from %v, on stream %d: nothing was wrong with the first", from, number(s))
 		}
 		// The keys of others are not its own.
@@ -294,7 +294,7 @@ func TestWatchSilent(t *testing.T) {
 		rec := acquired(t, other, c)
 		ws[0].tells(10*time.Second*5/4+2*laggard, "bob")
 		t.Logf("told after %v", time.Since(began))
-		if number(s) != 1 {
+		if number(s) != 2 {
 			t.Errorf("the streams have number %d", number(s))
 		}
 		// The others have moved without having found out themselves, and hear at once.
@@ -318,7 +318,7 @@ func TestWatchSilent(t *testing.T) {
 			t.Fatal(err)
 		}
 		ws[0].tells(soon, "absent")
-		if number(s) != 1 {
+		if number(s) != 2 {
 			t.Errorf("the streams have number %d", number(s))
 		}
 		for _, w := range ws {
@@ -359,7 +359,7 @@ func TestWatchLaggard(t *testing.T) {
 		w.tells(14*time.Second, "bob")
 		time.Sleep(5 * time.Second)
 		w.silent()
-		if number(s) != 0 {
+		if number(s) != 1 {
 			t.Errorf("the streams have number %d", number(s))
 		}
 		w.cancel()
@@ -380,7 +380,7 @@ func TestWatchBegin(t *testing.T) {
 		w := watchName(t, s, "report")
 		acquired(t, other, claim("alice", "a1"))
 		w.tells(openTime+time.Second, "alice")
-		if number(s) != 1 {
+		if number(s) != 2 {
 			t.Errorf("the streams have number %d", number(s))
 		}
 		// etcd's client keeps the stream whose watch was never begun, so there are two.

@@ -271,7 +271,7 @@ func (r *rules) refused(s *state, a *actions, rec backend.Record, err error, now
 		// Left by an acquire whose answer never came, or by a tenure that ended
 		// here. Its token must not be used again, so the tenure is not adopted.
 		r.send(s, a, verbAcquire, backend.Record{}, rec.Revision, now)
-	case rec.Holder == r.holder: // of a Lease with the same holder, or of this one before
+	case rec.Holder == r.holder && rec.Token != 0: // of a Lease with the same holder, or of this one before
 		s.op.join = true
 		r.send(s, a, verbRenew, rec, "", now)
 	case rec.Vacant(), rec.Expired:
