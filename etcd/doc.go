@@ -41,7 +41,13 @@
 //
 // A call that may be sent again tries members one after the other, each with half
 // of the time that is left. A grant is sent again only as the same Attempt: what
-// arrives second finds the first. A release is sent once.
+// arrives second finds the first. A release that was sent again and finds the tenure
+// over says that its outcome is unknown, and not that the tenure was lost.
+//
+// etcd's client sends a Txn again by itself where a member, or a proxy, answers that
+// a request was cancelled or had no time left, and the caller has not given up. Then
+// a release may say ErrLost of what it has released itself, and Guarded that nothing
+// was done. No etcd is known to answer so about what it has done.
 //
 // # After an unknown outcome
 //

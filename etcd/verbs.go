@@ -307,10 +307,14 @@ func (s *Store) Release(ctx context.Context, rec backend.Record) error {
 			return s.explain("reading", rec.Name, err)
 		}
 	}
+	var open error // what left it unknown whether an earlier sending was applied
 	for writes := 0; ; writes++ {
 		ops := []clientv3.Op{clientv3.OpDelete(st.key), clientv3.OpDelete(aliveKey(st.key), clientv3.WithPrevKV())}
 		if conditions == nil {
 			now, err := st.current(rec)
+			if errors.Is(err, backend.ErrLost) && open != nil {
+				return s.explainWrite("releasing", rec.Name, open) // it was that, or not
+			}
 			if err != nil {
 				return err
 			}
@@ -329,9 +333,18 @@ func (s *Store) Release(ctx context.Context, rec backend.Record) error {
 			}
 			conditions = st.unchanged()
 		}
-		resp, found, err := s.swap(ctx, st, conditions, ops...)
+		// It ends this one tenure and nothing else, however often it arrives.
+		var resp *clientv3.TxnResponse
+		var found *state
+		err := repeat(ctx, passing, func(ctx context.Context) (err error) {
+			resp, found, err = s.swap(ctx, st, conditions, ops...)
+			if err != nil && !answered(err) {
+				open = err
+			}
+			return err
+		})
 		if err != nil {
-			return s.explainWrite("releasing", rec.Name, err)
+			return s.explainWrite("releasing", rec.Name, cmp.Or(open, err))
 		}
 		if found == nil {
 			for _, alive := range resp.Responses[1].GetResponseDeleteRange().PrevKvs {

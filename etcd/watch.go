@@ -74,13 +74,13 @@ func (n *streams) join(ctx context.Context) (*stream, context.Context) {
 	return s, metadata.AppendToOutgoingContext(clientv3.WithRequireLeader(ctx), streamKey, strconv.Itoa(s.number))
 }
 
-// part ends what join has begun.
+// part ends what join has begun. A stream without watches is used again, by its
+// number: where a watch was given up before it had begun, the client keeps the
+// stream open for ever.
 func (n *streams) part(s *stream) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if s.watches--; s.watches == 0 {
-		n.open = slices.DeleteFunc(n.open, func(o *stream) bool { return o == s })
-	}
+	s.watches--
 }
 
 func (n *streams) hear(s *stream) {

@@ -20,6 +20,7 @@ import (
 	// The stores that --store can name.
 	_ "github.com/leasehold/leasehold/backend/file"
 	_ "github.com/leasehold/leasehold/backend/memory"
+	_ "github.com/leasehold/leasehold/etcd"
 	_ "github.com/leasehold/leasehold/kubernetes"
 )
 
@@ -95,10 +96,40 @@ func (o *options) with(cmd *cobra.Command, f func(ctx context.Context, store bac
 	return failure(cause(ctx, f(ctx, store)))
 }
 
-// publicURL returns the URL without what might let its reader in.
+// parseURL is url.Parse for one or several hosts, which are all in Host, as
+// backend.Open takes them.
+func parseURL(raw string) (*url.URL, error) {
+	scheme, rest, _ := strings.Cut(raw, "://")
+	authority := rest
+	if end := strings.IndexAny(rest, "/?#"); end >= 0 {
+		authority = rest[:end]
+	}
+	begin := strings.LastIndexByte(authority, '@') + 1
+	first, others, several := strings.Cut(authority[begin:], ",")
+	if !several {
+		return url.Parse(raw)
+	}
+	for host := range strings.SplitSeq(others, ",") {
+		if _, err := url.Parse(scheme + "://" + host); err != nil || host == "" {
+			return nil, errors.New("not a host")
+		}
+	}
+	u, err := url.Parse(scheme + "://" + authority[:begin] + first + rest[len(authority):])
+	if err == nil {
+		u.Host += "," + others
+	}
+	return u, err
+}
+
+// publicURL returns the URL without what might let its reader in, "" where that
+// cannot be told from the rest.
 func publicURL(raw string) string {
-	u, err := url.Parse(raw)
+	u, err := parseURL(raw)
 	if err != nil {
+		return ""
+	}
+	// An @ behind the hosts may be the end of a password with one of / ? # in it.
+	if (u.User != nil || strings.Contains(u.Host, ":")) && strings.Contains(u.EscapedPath()+u.RawQuery+u.EscapedFragment(), "@") {
 		return ""
 	}
 	u.User = nil
@@ -108,7 +139,7 @@ func publicURL(raw string) string {
 	u.Fragment, u.RawFragment = "", ""
 	query := u.Query()
 	for key := range query {
-		if secret(key) {
+		if secret(key) && (u.Scheme != "etcd" || key != "key") { // that is a file's name
 			query.Del(key)
 		}
 	}
