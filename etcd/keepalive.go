@@ -228,8 +228,8 @@ func (k *keeper) more() {
 	go func() {
 		late := time.AfterFunc(openLimit, cancel)
 		stream, err := k.open(ctx)
-		if !late.Stop() && err == nil {
-			err = context.DeadlineExceeded
+		if !late.Stop() {
+			err = context.DeadlineExceeded // that is why it was cancelled
 		}
 		k.mu.Lock()
 		delete(k.opening, &end)

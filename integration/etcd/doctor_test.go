@@ -182,7 +182,8 @@ func TestDoctorMembers(t *testing.T) {
 // TestDoctorClusters: endpoints of two clusters.
 func TestDoctorClusters(t *testing.T) {
 	t.Parallel()
-	a, b := servers.OwnEtcd(t), servers.OwnEtcd(t)
+	// By this, and by the names of its members, a cluster calls itself.
+	a, b := servers.OwnEtcd(t, servers.WithEtcdFlags("--initial-cluster-token=a")), servers.OwnEtcd(t, servers.WithEtcdFlags("--initial-cluster-token=b"))
 	u := "etcd://" + strings.TrimPrefix(a.Endpoints()[0], "http://") + "," + strings.TrimPrefix(b.Endpoints()[0], "http://") + prefix(t)
 	finds(t, examined(t, open(t, u)), "cluster", backend.Problem, "different clusters")
 }
