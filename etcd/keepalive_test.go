@@ -289,3 +289,43 @@ func TestKeeperErrors(t *testing.T) {
 		refused = nil
 	})
 }
+
+// TestStreamOutlivesItsCaller: a renewal that has waited for a stream until its time
+// was over has not opened it in vain.
+func TestStreamOutlivesItsCaller(t *testing.T) {
+	inBubble(t, 1, func(t *testing.T, _ *fake) {
+		k := keeper{open: func(ctx context.Context) (pb.Lease_LeaseKeepAliveClient, error) {
+			time.Sleep(200 * time.Millisecond)
+			return &stubPulse{
+				ctx:  ctx,
+				send: func(*pb.LeaseKeepAliveRequest) error { return nil },
+				recv: func() (*pb.LeaseKeepAliveResponse, error) {
+					select {
+					case <-ctx.Done():
+						return nil, ctx.Err()
+					case <-time.After(20 * time.Millisecond):
+						return &pb.LeaseKeepAliveResponse{ID: 1, TTL: 7}, nil
+					}
+				},
+			}, nil
+		}}
+		defer k.close()
+		ctx, cancel := context.WithTimeout(t.Context(), 210*time.Millisecond)
+		defer cancel()
+		began := time.Now()
+		first := make(chan error, 1)
+		go func() { _, err := k.renew(ctx, 1); first <- err }()
+		synctest.Wait()
+		if _, err := k.renew(t.Context(), 1); err != nil {
+			t.Error(err)
+		}
+		if err := <-first; !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		// One opening and two answers.
+		if took := time.Since(began); took != 240*time.Millisecond {
+			t.Errorf("the second is renewed after %v", took)
+		}
+		time.Sleep(time.Second) // another is being opened
+	})
+}

@@ -142,7 +142,8 @@ func salvage(b []byte) uint64 {
 	var v struct {
 		Floor uint64 `json:"floor"`
 	}
-	if json.Unmarshal(b, &v) != nil || v.Floor > backend.MaxToken {
+	// Of what comes after the first value nothing is known.
+	if json.NewDecoder(bytes.NewReader(b)).Decode(&v) != nil || v.Floor > backend.MaxToken {
 		return 0
 	}
 	return v.Floor

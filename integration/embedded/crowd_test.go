@@ -11,7 +11,6 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
-	"github.com/leasehold/leasehold/backend"
 	"github.com/leasehold/leasehold/etcd"
 	"github.com/leasehold/leasehold/integration/embedded"
 	"github.com/leasehold/leasehold/lease"
@@ -98,45 +97,4 @@ func TestRemovedByHand(t *testing.T) {
 		time.Sleep(100 * time.Millisecond) // they poll
 	}
 	t.Error("nobody gets it, though it lasts for 2 s only")
-}
-
-// TestManyWatches: they begin one after the other on a stream. None may take its turn
-// for a stream that has died, and chase the others away.
-func TestManyWatches(t *testing.T) {
-	s := etcd.New(embedded.Start(t, 1).Client(t), "/many")
-	defer s.Close()
-	ctx, cancel := context.WithCancel(t.Context())
-	const watches = 1000
-	var first, second, all sync.WaitGroup
-	first.Add(watches)
-	second.Add(watches)
-	for i := range watches {
-		all.Go(func() {
-			n := 0
-			for _, err := range s.Watch(ctx, fmt.Sprint("job-", i)) {
-				if err != nil {
-					t.Error(err)
-				}
-				switch n++; n {
-				case 1:
-					first.Done()
-				case 2:
-					second.Done()
-				case 3:
-					t.Errorf("watch %d was told three times of one change", i)
-				}
-			}
-		})
-	}
-	first.Wait()
-	began := time.Now()
-	for i := range watches {
-		if _, err := s.Acquire(t.Context(), backend.Claim{Name: fmt.Sprint("job-", i), Holder: "alice", Attempt: fmt.Sprint(i), Duration: time.Minute}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	second.Wait()
-	t.Logf("%d changes were told within %v", watches, time.Since(began))
-	cancel()
-	all.Wait()
 }
