@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/internal/wait"
 )
 
 // Result is how one case ended.
@@ -240,7 +241,7 @@ func watchSchedule(ctx context.Context) *schedule {
 	s := &schedule{}
 	go func() {
 		const tick = 5 * time.Millisecond
-		for last := time.Now(); sleep(ctx, tick); {
+		for last := time.Now(); wait.For(ctx, tick); {
 			now := time.Now()
 			s.mu.Lock()
 			s.gap = max(s.gap, now.Sub(last)-tick)

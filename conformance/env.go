@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/internal/wait"
 )
 
 // Env is what a case works with: clients of the store under test, and names of
@@ -186,23 +187,12 @@ func (e *Env) eventually(what string, cond func() bool) { e.within(e.cfg.patienc
 
 // sleep passes time that must pass, unless the case ends.
 func (e *Env) sleep(d time.Duration) {
-	if !sleep(e.ctx, d) {
+	if !wait.For(e.ctx, d) {
 		e.latef("the case was stopped: %v", context.Cause(e.ctx))
 	}
 }
 
 func (e *Env) sleepUntil(t time.Time) { e.sleep(time.Until(t)) }
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}
 
 // long is a duration that no case sees the end of.
 func (e *Env) long() time.Duration {

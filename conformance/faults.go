@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/internal/wait"
 )
 
 // Verb names a method of a store.
@@ -91,7 +92,7 @@ func Late(until <-chan struct{}, err error) Fault {
 // Delay makes the call after d, or not at all if its context ends before.
 func Delay(d time.Duration) Fault {
 	return func(ctx context.Context, call func(context.Context) (backend.Record, error)) (backend.Record, error) {
-		if !sleep(ctx, d) {
+		if !wait.For(ctx, d) {
 			return backend.Record{}, ctx.Err()
 		}
 		return call(ctx)
@@ -102,7 +103,7 @@ func Delay(d time.Duration) Fault {
 func DelayReply(d time.Duration) Fault {
 	return func(ctx context.Context, call func(context.Context) (backend.Record, error)) (backend.Record, error) {
 		rec, err := call(ctx)
-		if !sleep(ctx, d) {
+		if !wait.For(ctx, d) {
 			return backend.Record{}, ctx.Err()
 		}
 		return rec, err

@@ -12,6 +12,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/leasehold/leasehold/internal/wait"
 )
 
 const (
@@ -67,7 +69,7 @@ func repeat(ctx context.Context, passing func(error) bool, f func(ctx context.Co
 		if last == nil || !hung(err) {
 			last = err
 		}
-		if n == attempts || !sleep(ctx, pause+rand.N(pause)) {
+		if n == attempts || !wait.For(ctx, pause+rand.N(pause)) {
 			return last
 		}
 		pause = min(4*pause, longestPause)
@@ -103,18 +105,6 @@ func codeOf(err error) codes.Code {
 		return e.Code()
 	}
 	return status.Code(err)
-}
-
-// sleep reports false if ctx has ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }
 
 // read reads both keys of a name, linearizably.

@@ -46,11 +46,11 @@ type keeper struct {
 	live atomic.Int64 // streams
 
 	mu      sync.Mutex
-	idle    []*renewals        // the one used last at the end
-	busy    map[*renewals]bool // true: its caller has given up
-	waiting []waiting          // the first at the beginning
-	opening map[*func()]bool   // what is being opened, by what ends that
-	last    time.Time          // when the last was begun
+	idle    []*renewals            // the one used last at the end
+	busy    map[*renewals]bool     // true: its caller has given up
+	waiting []waiting              // the first at the beginning
+	opening map[*renewals]struct{} // have no stream yet
+	last    time.Time              // when the last was begun
 	closed  bool
 	timer   *time.Timer // closes those that nobody uses
 }
@@ -219,11 +219,11 @@ func (k *keeper) more() {
 	}
 	// The stream lasts longer than the call that needs it.
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(context.Background()))
-	end := func() { cancel() }
+	r := &renewals{cancel: cancel}
 	if k.opening == nil {
-		k.opening = make(map[*func()]bool)
+		k.opening = make(map[*renewals]struct{})
 	}
-	k.opening[&end] = true
+	k.opening[r] = struct{}{}
 	k.last = now
 	go func() {
 		late := time.AfterFunc(openLimit, cancel)
@@ -232,11 +232,11 @@ func (k *keeper) more() {
 			err = context.DeadlineExceeded // that is why it was cancelled
 		}
 		k.mu.Lock()
-		delete(k.opening, &end)
+		delete(k.opening, r)
 		if err == nil && !k.closed {
 			k.mu.Unlock()
 			k.live.Add(1)
-			r := &renewals{stream: stream, used: time.Now()}
+			r.stream, r.used = stream, time.Now()
 			r.cancel = sync.OnceFunc(func() {
 				cancel()
 				k.live.Add(-1)
@@ -306,8 +306,8 @@ func (k *keeper) close() {
 	k.drop(time.Now())
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for end := range k.opening {
-		(*end)()
+	for r := range k.opening {
+		r.cancel()
 	}
 	for r, abandoned := range k.busy {
 		if abandoned {

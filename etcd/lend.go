@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -69,15 +70,15 @@ func (p *spares) take(d time.Duration) clientv3.LeaseID {
 	defer p.mu.Unlock()
 	now := time.Now()
 	for i := len(p.kept) - 1; i >= 0; i-- {
-		switch k := p.kept[i]; {
-		case k.ends.Before(now):
-		case k.duration == d:
-			p.kept = append(p.kept[:i], p.kept[i+1:]...)
-			return k.id
-		default:
+		k := p.kept[i]
+		over := k.ends.Before(now)
+		if !over && k.duration != d {
 			continue
 		}
-		p.kept = append(p.kept[:i], p.kept[i+1:]...)
+		p.kept = slices.Delete(p.kept, i, i+1)
+		if !over {
+			return k.id
+		}
 	}
 	return 0
 }

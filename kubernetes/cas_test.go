@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/internal/wait"
 )
 
 // cas is an API server's compare-and-swap, for what a real one cannot be made to
@@ -398,7 +399,7 @@ func TestRestored(t *testing.T) {
 func TestSlowDial(t *testing.T) {
 	_, cfg := server(t, func(w http.ResponseWriter, r *http.Request) { answer(w, 200, leaseJSON) })
 	cfg.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		sleep(context.WithoutCancel(ctx), 300*time.Millisecond)
+		wait.For(context.WithoutCancel(ctx), 300*time.Millisecond)
 		return (&net.Dialer{}).DialContext(context.WithoutCancel(ctx), network, addr)
 	}
 	s := openStore(t, cfg)
@@ -488,7 +489,7 @@ func TestLateAbsence(t *testing.T) {
 	f.mu.Lock()
 	f.after = nil
 	f.mu.Unlock()
-	sleep(t.Context(), lag+time.Second) // until a look behind a healthy stream would have cut it
+	wait.For(t.Context(), lag+time.Second) // until a look behind a healthy stream would have cut it
 	s.watches.mu.Lock()
 	defer s.watches.mu.Unlock()
 	if j := s.watches.subjects["report"]; j.obj == nil || f.count("watch") != 1 {
@@ -504,7 +505,7 @@ func TestSecondWatcherOfBusyName(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	go func() {
-		for sleep(ctx, 50*time.Millisecond) {
+		for wait.For(ctx, 50*time.Millisecond) {
 			f.put("report", "alice")
 		}
 	}()
@@ -540,7 +541,7 @@ func TestGone(t *testing.T) {
 		return 200
 	}
 	watchName(t, s, "report").holder("", soon)
-	sleep(t.Context(), 3*time.Second)
+	wait.For(t.Context(), 3*time.Second)
 	if n := f.count("list"); n > 12 {
 		t.Errorf("it was listed %d times in three seconds", n)
 	}
@@ -565,7 +566,7 @@ func TestEditsPutOffNoLook(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	go func() {
-		for sleep(ctx, 200*time.Millisecond) {
+		for wait.For(ctx, 200*time.Millisecond) {
 			dead()
 		}
 	}()
@@ -592,6 +593,6 @@ func TestCloseLeavesNoConnection(t *testing.T) {
 		if i > 500 {
 			t.Fatalf("%d connections are open", f.srv.open.Load())
 		}
-		sleep(t.Context(), 10*time.Millisecond)
+		wait.For(t.Context(), 10*time.Millisecond)
 	}
 }

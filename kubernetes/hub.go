@@ -13,6 +13,8 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/leasehold/leasehold/internal/wait"
 )
 
 const (
@@ -91,7 +93,7 @@ func (h *hub) subscribe(name string) (w *watcher, fresh bool) {
 	w = &watcher{subject: j, changed: make(chan struct{}, 1)}
 	j.watchers[w] = struct{}{}
 	if j.denied {
-		poke(w.changed)
+		wait.Poke(w.changed)
 	}
 	return w, fresh
 }
@@ -190,14 +192,7 @@ func (h *hub) tell(j *subject, o *object, version uint64) {
 	}
 	j.known, j.obj, j.version = true, o, version
 	for w := range j.watchers {
-		poke(w.changed)
-	}
-}
-
-func poke(ch chan struct{}) {
-	select {
-	case ch <- struct{}{}:
-	default:
+		wait.Poke(w.changed)
 	}
 }
 
@@ -239,7 +234,7 @@ func (st *stream) run() {
 			st.h.s.api.close()
 		}
 	}()
-	for wait := minReconnect; ; {
+	for delay := minReconnect; ; {
 		began := time.Now()
 		err := st.once()
 		switch {
@@ -249,12 +244,12 @@ func (st *stream) run() {
 			return
 		}
 		if time.Since(began) > maxReconnect {
-			wait = minReconnect
+			delay = minReconnect
 		}
-		if !sleep(st.ctx, wait/2+rand.N(wait)) {
+		if !wait.For(st.ctx, delay/2+rand.N(delay)) {
 			return
 		}
-		wait = min(2*wait, maxReconnect)
+		delay = min(2*delay, maxReconnect)
 	}
 }
 
@@ -291,7 +286,7 @@ func (st *stream) refused(err error) bool {
 	}
 	j.own, j.denied, denied = nil, true, true
 	for w := range j.watchers {
-		poke(w.changed)
+		wait.Poke(w.changed)
 	}
 	return true
 }

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/internal/wait"
 )
 
 // fakeAPI answers GET, LIST and WATCH of leases, and lets a test be in the way:
@@ -341,7 +342,7 @@ func TestOneStream(t *testing.T) {
 		if i > 1000 {
 			t.Fatalf("%d names are still watched", left)
 		}
-		sleep(t.Context(), 10*time.Millisecond)
+		wait.For(t.Context(), 10*time.Millisecond)
 	}
 }
 
@@ -379,7 +380,7 @@ func TestDeafStream(t *testing.T) {
 		if i > 1000 {
 			t.Fatal("the deaf stream was not replaced")
 		}
-		sleep(t.Context(), 10*time.Millisecond)
+		wait.For(t.Context(), 10*time.Millisecond)
 	}
 	f.put("report", "carol")
 	w.holder("carol", 5*time.Second) // by the new stream, not by the next look

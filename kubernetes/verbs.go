@@ -15,6 +15,7 @@ import (
 
 	"github.com/leasehold/leasehold/backend"
 	"github.com/leasehold/leasehold/internal/boottime"
+	"github.com/leasehold/leasehold/internal/wait"
 )
 
 // mostWrites is how many compare-and-swaps a call tries. Each but the first
@@ -28,7 +29,7 @@ const askAgain = 5 * time.Minute
 // yieldTo lets others finish after the nth refused write.
 func yieldTo(ctx context.Context, n int) {
 	if n > 1 {
-		sleep(ctx, rand.N(min(time.Duration(n)*time.Millisecond, 20*time.Millisecond)))
+		wait.For(ctx, rand.N(min(time.Duration(n)*time.Millisecond, 20*time.Millisecond)))
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/internal/wait"
 )
 
 // This file drives the machine: it makes the calls that a step asks for, and
@@ -87,18 +88,19 @@ func (l *Lease) call(ctx context.Context, c call) (backend.Record, error) {
 		l.interrupt = cancel
 		l.mu.Unlock()
 	}
+	left := wait.Abandon(ctx)
 	go func() {
 		defer l.running.Done()
 		var r reply
 		switch c.verb {
 		case verbGet:
-			r.rec, r.err = l.store.Get(ctx, l.rules.name)
+			r.rec, r.err = l.store.Get(left, l.rules.name)
 		case verbAcquire:
-			r.rec, r.err = l.store.Acquire(ctx, c.claim)
+			r.rec, r.err = l.store.Acquire(left, c.claim)
 		case verbRenew:
-			r.rec, r.err = l.store.Renew(ctx, c.rec)
+			r.rec, r.err = l.store.Renew(left, c.rec)
 		case verbRelease:
-			r.err = l.store.Release(ctx, c.rec)
+			r.err = l.store.Release(left, c.rec)
 		}
 		replies <- r
 	}()

@@ -960,3 +960,16 @@ func TestHolder(t *testing.T) {
 		}
 	}
 }
+
+// A store whose grants are never acknowledged: that its own attempts are in the way is
+// no reason that anybody could do something about.
+func TestAcquireNeverAcknowledged(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := faults()
+		never := errors.New("no replica has it")
+		f.Every(conformance.LoseReply(never), conformance.VerbAcquire)
+		if err := newLease(t, f.Store()).Acquire(t.Context()); !errors.Is(err, never) || errors.Is(err, backend.ErrHeld) {
+			t.Errorf("it says: %v; want %v", err, never)
+		}
+	})
+}

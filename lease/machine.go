@@ -265,7 +265,12 @@ func (r *rules) acquireReply(s *state, a *actions, e event, now time.Duration) {
 func (r *rules) refused(s *state, a *actions, rec backend.Record, err error, now time.Duration) {
 	s.sight(r, rec, now)
 	switch {
-	case s.op.calls >= maxCalls || rec.Seal != nil:
+	case rec.Seal != nil:
+		r.finish(s, a, err)
+	case s.op.calls >= maxCalls:
+		if r.ownAttempt(rec) && s.op.err != nil {
+			err = s.op.err // that it is ourselves who hold it explains nothing
+		}
 		r.finish(s, a, err)
 	case r.ownAttempt(rec):
 		// Left by an acquire whose answer never came, or by a tenure that ended

@@ -11,6 +11,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 
 	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/internal/wait"
 )
 
 // hub tells the watchers of one Store what happens in the folder. It exists
@@ -121,7 +122,7 @@ func (s *Store) run(h *hub) {
 				h.wakeAll()
 			} else {
 				for w := range h.watchers[filepath.Base(e.Name)] {
-					poke(w)
+					wait.Poke(w)
 				}
 			}
 			s.mu.Unlock()
@@ -139,17 +140,8 @@ func (s *Store) run(h *hub) {
 func (h *hub) wakeAll() {
 	for _, watchers := range h.watchers {
 		for w := range watchers {
-			poke(w)
+			wait.Poke(w)
 		}
-	}
-}
-
-// poke leaves a message where there is none yet: whoever fetches it sees the
-// newest state.
-func poke(w chan struct{}) {
-	select {
-	case w <- struct{}{}:
-	default:
 	}
 }
 
@@ -202,7 +194,7 @@ func (s *Store) Watch(ctx context.Context, name string) iter.Seq2[backend.Record
 			case <-due:
 			}
 			stop()
-			wait := s.backstop
+			delay := s.backstop
 			e, err := s.look(ctx, name, file)
 			switch {
 			case ctx.Err() != nil:
@@ -216,14 +208,14 @@ func (s *Store) Watch(ctx context.Context, name string) iter.Seq2[backend.Record
 			case err != nil && !backend.Definite(err):
 				err = nil // no descriptor left, say: look again later
 			case e.Remaining > 0:
-				wait = min(wait, e.Remaining)
+				delay = min(delay, e.Remaining)
 			}
 			if err != nil {
 				yield(backend.Record{}, err)
 				return
 			}
 			// Before the yield, which lasts as long as the caller likes.
-			stop = s.clock.AfterFunc(wait, func() { poke(due) }).Stop
+			stop = s.clock.AfterFunc(delay, func() { wait.Poke(due) }).Stop
 			// Absence looks the same each time, but whoever was refused in between by
 			// a holder that has gone again must hear of it.
 			again := told && e != nil && !e.exists()
