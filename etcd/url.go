@@ -3,11 +3,10 @@ package etcd
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"net"
 	"net/url"
-	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -19,6 +18,7 @@ import (
 	"google.golang.org/grpc/backoff"
 
 	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/internal/tlsfiles"
 )
 
 func init() { backend.Register("etcd", open) }
@@ -59,7 +59,7 @@ func configure(u *url.URL) (cfg clientv3.Config, prefix string, err error) {
 	if u.Opaque != "" || u.Fragment != "" || u.Host == "" || strings.Contains(u.EscapedPath()+u.RawQuery, "@") {
 		return fail(fmt.Errorf("%w: %s; in it %%2F stands for /, %%3F for ?, %%23 for # and %%40 for @", backend.ErrInvalid, usage))
 	}
-	q, err := backend.Query(u, "cacert", "cert", "key", "server-name", "tls")
+	q, err := backend.Query(u, slices.Concat(tlsfiles.Parameters, []string{"tls"})...)
 	if err != nil {
 		return fail(err)
 	}
@@ -144,7 +144,7 @@ func lateLogin() (login func(), _ grpc.DialOption) {
 
 // tlsConfig returns nil where the URL asks for no TLS.
 func tlsConfig(q map[string]string) (*tls.Config, error) {
-	on := q["cacert"] != "" || q["cert"] != "" || q["key"] != "" || q["server-name"] != ""
+	on := tlsfiles.Given(q)
 	if text, ok := q["tls"]; ok {
 		want, err := strconv.ParseBool(text)
 		switch {
@@ -158,31 +158,5 @@ func tlsConfig(q map[string]string) (*tls.Config, error) {
 	if !on {
 		return nil, nil
 	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: q["server-name"]}
-	if file := q["cacert"]; file != "" {
-		pem, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("%w: cacert of the etcd URL: %w", backend.ErrInvalid, err)
-		}
-		cfg.RootCAs = x509.NewCertPool()
-		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%w: cacert of the etcd URL: %s holds no certificate in PEM", backend.ErrInvalid, file)
-		}
-	}
-	if cert, key := q["cert"], q["key"]; cert != "" || key != "" {
-		if cert == "" || key == "" {
-			return nil, fmt.Errorf("%w: the etcd URL needs both cert and key, or neither", backend.ErrInvalid)
-		}
-		// It is read now, so that a mistake is told now, and again for each connection:
-		// certificates are renewed while programs run.
-		load := func() (*tls.Certificate, error) {
-			pair, err := tls.LoadX509KeyPair(cert, key)
-			return &pair, err
-		}
-		if _, err := load(); err != nil {
-			return nil, fmt.Errorf("%w: cert and key of the etcd URL: %w", backend.ErrInvalid, err)
-		}
-		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
-	}
-	return cfg, nil
+	return tlsfiles.Load("etcd", q)
 }
