@@ -33,7 +33,7 @@ test: ## run all tests of all modules, with the race detector
 	for m in $(MODULES); do \
 		(cd $$m && go test -race -timeout 10m $(TESTFLAGS) ./...) || status=1; \
 	done; \
-	for m in kubernetes etcd; do \
+	for m in kubernetes etcd redis; do \
 		echo "$$m, with the oldest client it supports:"; \
 		(cd $$m && GOWORK=off go test -race -timeout 10m $(TESTFLAGS) ./...) || status=1; \
 	done; \
@@ -41,7 +41,7 @@ test: ## run all tests of all modules, with the race detector
 	(cd integration && go test -race -p 1 -timeout 20m $(TESTFLAGS) ./...) || status=1; \
 	(cd integration/embedded && go test -race -timeout 10m $(TESTFLAGS) ./...) || status=1; \
 	echo "integration, the suite with the oldest clients:"; \
-	(cd integration && GOWORK=off go test -modfile=oldest.mod -race -p 1 -timeout 10m -run 'TestConformance$$|OnLock' $(TESTFLAGS) ./kubernetes ./etcd) || status=1; \
+	(cd integration && GOWORK=off go test -modfile=oldest.mod -race -p 1 -timeout 10m -run 'TestConformance$$|OnLock' $(TESTFLAGS) ./kubernetes ./etcd ./redis) || status=1; \
 	exit $$status
 
 .PHONY: servers

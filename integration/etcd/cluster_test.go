@@ -18,7 +18,9 @@ import (
 
 	"github.com/leasehold/leasehold/backend"
 	"github.com/leasehold/leasehold/etcd"
+	"github.com/leasehold/leasehold/integration/internal/scene"
 	"github.com/leasehold/leasehold/integration/internal/servers"
+	"github.com/leasehold/leasehold/internal/wait"
 	"github.com/leasehold/leasehold/lease"
 )
 
@@ -30,7 +32,7 @@ func TestCluster(t *testing.T) {
 	leader := func(r *room) int {
 		r.Helper()
 		var i int
-		r.eventually("there is a leader", func() bool {
+		scene.Eventually(r, "there is a leader", func() bool {
 			var err error
 			i, err = e.Leader(r.Context())
 			return err == nil
@@ -74,7 +76,7 @@ func TestCluster(t *testing.T) {
 			r := roomOn(t, e)
 			f := r.contend(16, 3*time.Second)
 			rounds := 1
-			if slow() {
+			if scene.Slow() {
 				rounds = 4
 			}
 			t.Logf("%s: before it everybody had a turn within %s", c.name, ms(f.everybody("before the fault")))
@@ -92,12 +94,12 @@ func TestCluster(t *testing.T) {
 					// Life goes on without the member.
 					first := f.next(struck)
 					t.Logf("%s: the next tenure began %s after it, %s before", c.name, ms(first.Sub(struck)), ms(struck.Sub(f.last(struck))))
-					r.pass(time.Until(before.Add(9 * time.Second)))
+					scene.Pass(r, time.Until(before.Add(9*time.Second)))
 					f.next(time.Now())
 				} else {
-					r.eventually("nobody holds it without a quorum", func() bool { return !f.held() })
+					scene.Eventually(r, "nobody holds it without a quorum", func() bool { return !f.held() })
 					since := time.Now()
-					r.pass(6 * time.Second)
+					scene.Pass(r, 6*time.Second)
 					if n := f.since(since); n > 0 {
 						t.Errorf("%d tenures began without a quorum", n)
 					}
@@ -201,7 +203,7 @@ func (x *exclusion) look(l *lease.Lease) {
 // next waits for the first tenure that begins after an instant.
 func (f *field) next(after time.Time) (began time.Time) {
 	f.Helper()
-	f.eventuallyFor(2*enough, "a tenure begins", func() bool {
+	scene.EventuallyFor(f, 2*scene.Patience, "a tenure begins", func() bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		i, _ := slices.BinarySearchFunc(f.begun, after, time.Time.Compare)
@@ -250,7 +252,7 @@ func (r *room) contend(n int, duration time.Duration) *field {
 		c := &contender{f: f, client: client(r, r.e, attentive)}
 		c.store = etcd.New(c.client, r.prefix)
 		r.Cleanup(func() { c.store.Close() })
-		c.lease = r.lease(c.store, f.name, duration)
+		c.lease = scene.Lease(r, c.store, f.name, duration)
 		f.contenders = append(f.contenders, c)
 	}
 	for i, c := range f.contenders {
@@ -268,7 +270,7 @@ func (f *field) stop() {
 
 // compactAll compacts at the newest revision, again and again.
 func (f *field) compactAll(ctx context.Context) {
-	for pause(ctx, 50*time.Millisecond) {
+	for wait.For(ctx, 50*time.Millisecond) {
 		call, cancel := context.WithTimeout(ctx, time.Second)
 		if resp, err := f.plain.Get(call, f.counter); err == nil {
 			if _, err := f.plain.Compact(call, resp.Header.Revision); err == nil {
@@ -288,7 +290,7 @@ func (f *field) everybody(when string) time.Duration {
 	for i, c := range f.contenders {
 		had[i] = c.turns.Load()
 	}
-	f.eventuallyFor(2*enough, "everybody gets a turn "+when, func() bool {
+	scene.EventuallyFor(f, 2*scene.Patience, "everybody gets a turn "+when, func() bool {
 		for i, c := range f.contenders {
 			if c.turns.Load() == had[i] {
 				return false
@@ -319,7 +321,7 @@ func (c *contender) contend(ctx context.Context, number int) {
 		cancel()
 		// Who comes anew is let in sooner than who has waited for long, so there must be
 		// times when nobody does.
-		pause(ctx, 300*time.Millisecond+rand.N(time.Second))
+		wait.For(ctx, 300*time.Millisecond+rand.N(time.Second))
 	}
 }
 
@@ -339,7 +341,7 @@ func (c *contender) increment(ctx context.Context, id string) {
 	if len(resp.Kvs) > 0 {
 		count, _ = strconv.Atoi(string(resp.Kvs[0].Value))
 	}
-	pause(ctx, rand.N(10*time.Millisecond))
+	wait.For(ctx, rand.N(10*time.Millisecond))
 	next := strconv.Itoa(count + 1)
 	// That it is held still when the write arrives is what the guard is for.
 	ops := []clientv3.Op{clientv3.OpPut(f.counter, next), clientv3.OpPut(f.entries+id, next)}
@@ -357,7 +359,7 @@ func (c *contender) increment(ctx context.Context, id string) {
 	default:
 		c.unknown = append(c.unknown, id)
 	}
-	pause(ctx, rand.N(10*time.Millisecond))
+	wait.For(ctx, rand.N(10*time.Millisecond))
 }
 
 // account compares what was counted with what was acknowledged. Nobody holds the
@@ -374,7 +376,7 @@ func (f *field) account(what string) {
 	tenures, longest := len(f.begun), f.longer
 	f.mu.Unlock()
 
-	ctx, cancel := context.WithTimeout(f.Context(), enough)
+	ctx, cancel := context.WithTimeout(f.Context(), scene.Patience)
 	defer cancel()
 	resp, err := f.plain.Get(ctx, f.counter)
 	if err != nil || len(resp.Kvs) == 0 {

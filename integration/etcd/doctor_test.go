@@ -13,6 +13,8 @@ import (
 
 	"github.com/leasehold/leasehold/backend"
 	"github.com/leasehold/leasehold/etcd"
+	"github.com/leasehold/leasehold/integration/internal/program"
+	"github.com/leasehold/leasehold/integration/internal/scene"
 	"github.com/leasehold/leasehold/integration/internal/servers"
 )
 
@@ -97,7 +99,7 @@ func TestDoctor(t *testing.T) {
 	if len(now.Leases) > len(leases.Leases)+5 { // of other tests
 		t.Errorf("there are %d etcd leases, before %d", len(now.Leases), len(leases.Leases))
 	}
-	newProgram(t, e.URL(under)).prints(0, args("doctor"), "etcd store: 0 problems, 0 warnings", "shortest lease", "tokens")
+	program.New(t, e.URL(under)).Prints(0, "doctor", "etcd store: 0 problems, 0 warnings", "shortest lease", "tokens")
 }
 
 // TestDoctorTeaches: an etcd with another election timeout has other least durations.
@@ -155,11 +157,11 @@ func TestDoctorMembers(t *testing.T) {
 	if worst(found) > backend.Warning {
 		t.Error("two of three members are called a problem")
 	}
-	newProgram(t, e.URL(under)).prints(0, args("doctor"), "0 problems, 1 warning")
-	newProgram(t, e.URL(under)).prints(1, args("doctor --strict"))
+	program.New(t, e.URL(under)).Prints(0, "doctor", "0 problems, 1 warning")
+	program.New(t, e.URL(under)).Prints(1, "doctor --strict")
 
 	servers.Must(t, e.Stop(t.Context(), 1))
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(scene.Patience)
 	for { // until the last one knows
 		found = examined(t, s)
 		leaderless := slices.ContainsFunc(found, func(f backend.Finding) bool { return strings.Contains(f.Detail, "knows of no leader") })
@@ -176,7 +178,7 @@ func TestDoctorMembers(t *testing.T) {
 	if len(found) != 3 || worst(found) != backend.Problem {
 		t.Errorf("nobody answers: %v", found)
 	}
-	newProgram(t, e.URL(under)).prints(69, args("doctor"), "problem", "cannot be reached")
+	program.New(t, e.URL(under)).Prints(69, "doctor", "problem", "cannot be reached")
 }
 
 // TestDoctorClusters: endpoints of two clusters.
@@ -199,14 +201,14 @@ func TestDoctorPermission(t *testing.T) {
 	if worst(found) > backend.Note {
 		t.Error("the role that is documented is not enough")
 	}
-	newProgram(t, holder).prints(0, args("doctor -o json"), `"problems":0`, `"warnings":0`)
+	program.New(t, holder).Prints(0, "doctor -o json", `"problems":0`, `"warnings":0`)
 
 	reader := c.user("reader")
 	c.grant("reader", c.prefix, clientv3.PermissionType(clientv3.PermRead))
 	found = examined(t, open(t, reader))
 	finds(t, found, "permission to read", backend.Good)
 	finds(t, found, "permission to write", backend.Warning, "no lease can be acquired", c.command())
-	newProgram(t, reader).prints(1, args("doctor"), "problem", c.command())
+	program.New(t, reader).Prints(1, "doctor", "problem", c.command())
 
 	found = examined(t, open(t, c.user("nobody")))
 	finds(t, found, "permission to read", backend.Warning, c.command())
@@ -216,7 +218,7 @@ func TestDoctorPermission(t *testing.T) {
 	finds(t, found, "", backend.Problem, "does not accept the user name or the password")
 	found = examined(t, open(t, c.login("", "")))
 	finds(t, found, "", backend.Problem, "wants a user and a password") // of its state, or of a record
-	newProgram(t, c.login("", "")).prints(1, args("doctor"), "wants a user and a password")
+	program.New(t, c.login("", "")).Prints(1, "doctor", "wants a user and a password")
 	if keys, err := c.root.Get(t.Context(), c.prefix, clientv3.WithPrefix()); err != nil || keys.Count != 0 {
 		t.Errorf("left are %v, %v", keys, err)
 	}
@@ -251,7 +253,7 @@ func TestDoctorAlarms(t *testing.T) {
 	if _, ok := any(&etcdserverpb.StatusResponse{}).(interface{ GetDbSizeQuota() int64 }); ok { // clients before 3.6 do not know it
 		finds(t, found, "member", backend.Warning, "of 2.0 MiB used", "--quota-backend-bytes")
 	}
-	newProgram(t, e.URL(prefix(t))).prints(1, args("doctor"), "NOSPACE")
+	program.New(t, e.URL(prefix(t))).Prints(1, "doctor", "NOSPACE")
 }
 
 // TestDoctorSilence: nothing that does not answer is waited for, and a context that

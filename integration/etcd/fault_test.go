@@ -13,6 +13,7 @@ import (
 
 	"github.com/leasehold/leasehold/backend"
 	"github.com/leasehold/leasehold/etcd"
+	"github.com/leasehold/leasehold/integration/internal/scene"
 	"github.com/leasehold/leasehold/integration/internal/servers"
 	"github.com/leasehold/leasehold/integration/internal/wire"
 	"github.com/leasehold/leasehold/lease"
@@ -23,8 +24,8 @@ import (
 type pair struct {
 	*room
 	duration time.Duration
-	holder   *tenure
-	waiter   *tenure
+	holder   *scene.Tenure
+	waiter   *scene.Tenure
 	wires    []*wire.Proxy // of the holder, to each member
 	sends    *tap          // of the holder
 }
@@ -41,9 +42,9 @@ func (r *room) pair(name string, duration time.Duration) *pair {
 		through = append(through, "http://"+w.Addr())
 	}
 	s := r.open(tapped(p.sends), func(cfg *clientv3.Config) { cfg.Endpoints = through })
-	p.holder = r.hold(r.lease(s, name, duration))
-	r.eventually("the holder renews", func() bool { _, n := p.sends.renewed(); return n > 0 })
-	p.waiter = r.blocked(r.open(), name, duration, p.holder.Lease)
+	p.holder = scene.Hold(r, scene.Lease(r, s, name, duration))
+	scene.Eventually(r, "the holder renews", func() bool { _, n := p.sends.renewed(); return n > 0 })
+	p.waiter = scene.Blocked(r, r.open(), name, duration, p.holder.Lease)
 	return p
 }
 
@@ -60,52 +61,52 @@ func reset(w *wire.Proxy) {
 // clock. bare is false if it may be the holder's own release that lets it in.
 func (p *pair) passesOver(bare bool) {
 	p.Helper()
-	awaitFor(p.room, p.duration+enough, "the waiter is granted the lease", p.waiter.began)
-	p.follows(p.waiter, p.holder)
-	await(p.room, "the holder's context ends", p.holder.ended)
+	scene.AwaitFor(p, p.duration+scene.Patience, "the waiter is granted the lease", p.waiter.Began)
+	scene.Follows(p, p.waiter, p.holder)
+	scene.Await(p, "the holder's context ends", p.holder.Ended)
 	last, _ := p.sends.renewed()
-	if early := last.Add(p.duration).Sub(p.waiter.granted); bare && early > 0 {
+	if early := last.Add(p.duration).Sub(p.waiter.Granted); bare && early > 0 {
 		p.Errorf("the lease was passed over %v before the duration since the last acknowledged renewal had passed", early)
 	}
-	p.Logf("stopped %s after the last acknowledged renewal was sent, passed over after %s", ms(p.holder.stopped.Sub(last)), ms(p.waiter.granted.Sub(last)))
-	p.fenced(p.waiter.Store().(*etcd.Store), p.holder.record)
+	p.Logf("stopped %s after the last acknowledged renewal was sent, passed over after %s", ms(p.holder.Stopped.Sub(last)), ms(p.waiter.Granted.Sub(last)))
+	p.fenced(p.waiter.Store().(*etcd.Store), p.holder.Grant)
 
 	// Who lost the lease gets it again once the waiter has left.
-	awaitFor(p.room, 2*enough, "Run returns", p.holder.result)
+	scene.AwaitFor(p, 2*scene.Patience, "Run returns", p.holder.Result)
 	for _, w := range p.wires {
 		reset(w)
 	}
-	again := p.run(p.holder.Lease, p.waiter.Lease)
-	p.waiter.leave()
-	if err := await(p.room, "Run returns", p.waiter.result); err != nil {
+	again := scene.Run(p, p.holder.Lease, p.waiter.Lease)
+	p.waiter.Leave()
+	if err := scene.Await(p, "Run returns", p.waiter.Result); err != nil {
 		p.Errorf("the waiter's tenure: %v", err)
 	}
-	await(p.room, "the former holder is granted the lease again", again.began)
-	p.follows(again, p.waiter)
+	scene.Await(p, "the former holder is granted the lease again", again.Began)
+	scene.Follows(p, again, p.waiter)
 }
 
 // endures checks, after a fault that began at an instant is over, that the
 // tenure outlives the duration as if nothing had been.
 func (p *pair) endures(since time.Time, renewals int) {
 	p.Helper()
-	p.pass(time.Until(since.Add(p.duration * 11 / 10)))
+	scene.Pass(p, time.Until(since.Add(p.duration*11/10)))
 	select {
-	case <-p.waiter.began:
+	case <-p.waiter.Began:
 		p.Fatal("the waiter is granted the lease")
 	default:
 	}
-	if !p.holder.alive() {
+	if !p.holder.Alive() {
 		p.Fatalf("the blip cost the lease: %v", context.Cause(p.holder.Context()))
 	}
 	if _, n := p.sends.renewed(); n <= renewals {
 		p.Errorf("nothing was renewed since: %d renewals before and after", n)
 	}
-	p.holder.leave()
-	if err := await(p.room, "Run returns", p.holder.result); err != nil {
+	p.holder.Leave()
+	if err := scene.Await(p, "Run returns", p.holder.Result); err != nil {
 		p.Errorf("the holder's tenure: %v", err)
 	}
-	await(p.room, "the waiter is granted the lease", p.waiter.began)
-	p.follows(p.waiter, p.holder)
+	scene.Await(p, "the waiter is granted the lease", p.waiter.Began)
+	scene.Follows(p, p.waiter, p.holder)
 }
 
 // TestHolderStopsFirst: whatever is wrong between a holder and the server, its
@@ -121,7 +122,7 @@ func TestHolderStopsFirst(t *testing.T) {
 		"everything is late, then lost": {func(p *pair) {
 			p.wire().Delay(p.duration / 40)
 			_, n := p.sends.renewed()
-			p.eventually("a late renewal", func() bool { _, now := p.sends.renewed(); return now > n+1 })
+			scene.Eventually(p, "a late renewal", func() bool { _, now := p.sends.renewed(); return now > n+1 })
 			p.wire().BlackHole()
 		}, true},
 	} {
@@ -142,22 +143,22 @@ func TestBlip(t *testing.T) {
 	}{
 		"cut": {func(p *pair) {
 			p.wire().Cut()
-			p.pass(blip)
+			scene.Pass(p, blip)
 			p.wire().Heal()
 		}, 8 * time.Second},
 		"black-holed, then reset": {func(p *pair) {
 			p.wire().BlackHole()
-			p.pass(blip)
+			scene.Pass(p, blip)
 			reset(p.wire())
 		}, 8 * time.Second},
 		"replies lost, then reset": {func(p *pair) {
 			p.wire().DropReplies()
-			p.pass(blip)
+			scene.Pass(p, blip)
 			reset(p.wire())
 		}, 8 * time.Second},
 		"slow": {func(p *pair) {
 			p.wire().Delay(blip / 10)
-			p.pass(blip)
+			scene.Pass(p, blip)
 			p.wire().Delay(0)
 		}, 8 * time.Second},
 		// The client asks a silent connection after 10 s, and waits 3 s for an answer.
@@ -167,7 +168,7 @@ func TestBlip(t *testing.T) {
 		}, 40 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if c.duration > 20*time.Second && !slow() {
+			if c.duration > 20*time.Second && !scene.Slow() {
 				t.Skip("takes a minute: LEASEHOLD_SLOW=1")
 			}
 			p := enter(t).pair("job", c.duration)
@@ -237,7 +238,7 @@ func TestLostReply(t *testing.T) {
 	t.Run("grant", func(t *testing.T) {
 		r := enter(t)
 		s, p, w := r.lossy()
-		l := r.lease(s, "job", duration)
+		l := scene.Lease(r, s, "job", duration)
 		w.set(losing(p, grantCall, grantCall))
 		if err := l.Acquire(t.Context()); err != nil {
 			t.Fatal(err)
@@ -255,7 +256,7 @@ func TestLostReply(t *testing.T) {
 	t.Run("acquire, then repeated", func(t *testing.T) {
 		r := enter(t)
 		s, p, w := r.lossy()
-		l := r.lease(s, "job", duration)
+		l := scene.Lease(r, s, "job", duration)
 		w.set(losing(p, txnCall, txnCall))
 		if err := l.Acquire(t.Context()); err != nil {
 			t.Fatal(err)
@@ -271,7 +272,7 @@ func TestLostReply(t *testing.T) {
 	t.Run("acquire, then read back", func(t *testing.T) {
 		r := enter(t)
 		s, p, w := r.lossy()
-		l := r.lease(s, "job", duration)
+		l := scene.Lease(r, s, "job", duration)
 		w.set(losing(p, txnCall, rangeCall))
 		if err := l.Acquire(t.Context()); err != nil {
 			t.Fatal(err)
@@ -285,7 +286,7 @@ func TestLostReply(t *testing.T) {
 	t.Run("acquire, and nothing more", func(t *testing.T) {
 		r := enter(t)
 		s, p, w := r.lossy()
-		l := r.lease(s, "job", duration)
+		l := scene.Lease(r, s, "job", duration)
 		w.set(losing(p, txnCall, ""))
 		asked := time.Now()
 		err := l.Acquire(t.Context())
@@ -296,18 +297,18 @@ func TestLostReply(t *testing.T) {
 		if err != nil || lost.Holder != string(l.Holder()) {
 			t.Fatalf("the write was not applied: %+v, %v", lost, err)
 		}
-		waiter := r.blocked(r.open(), "job", duration, l)
-		awaitFor(r, duration+enough, "the waiter is granted the lease", waiter.began)
-		if len(waiter.others) > 0 || waiter.token <= lost.Token {
-			t.Errorf("token %d follows %d; it is held by %q, too", waiter.token, lost.Token, waiter.others)
+		waiter := scene.Blocked(r, r.open(), "job", duration, l)
+		scene.AwaitFor(r, duration+scene.Patience, "the waiter is granted the lease", waiter.Began)
+		if len(waiter.Others) > 0 || waiter.Grant.Token <= lost.Token {
+			t.Errorf("token %d follows %d; it is held by %q, too", waiter.Grant.Token, lost.Token, waiter.Others)
 		}
-		t.Logf("gone %s after it was asked for", ms(waiter.granted.Sub(asked)))
+		t.Logf("gone %s after it was asked for", ms(waiter.Granted.Sub(asked)))
 	})
 	t.Run("acquire, found later", func(t *testing.T) {
 		r := enter(t)
 		s, p, w := r.lossy()
 		// With a duration that nobody waits for.
-		l := r.lease(s, "job", 20*time.Second)
+		l := scene.Lease(r, s, "job", 20*time.Second)
 		w.set(losing(p, txnCall, ""))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
@@ -332,7 +333,7 @@ func TestLostReply(t *testing.T) {
 		t.Run("renew, "+call[strings.LastIndex(call, "/")+1:], func(t *testing.T) {
 			r := enter(t)
 			s, p, w := r.lossy()
-			l := r.lease(s, "job", duration, lease.WithoutRenewal())
+			l := scene.Lease(r, s, "job", duration, lease.WithoutRenewal())
 			if err := l.Acquire(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -349,7 +350,7 @@ func TestLostReply(t *testing.T) {
 	t.Run("release", func(t *testing.T) {
 		r := enter(t)
 		s, p, w := r.lossy()
-		l := r.lease(s, "job", duration)
+		l := scene.Lease(r, s, "job", duration)
 		if err := l.Acquire(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -364,26 +365,26 @@ func TestLostReply(t *testing.T) {
 	t.Run("release, and another came", func(t *testing.T) {
 		r := enter(t)
 		s, p, w := r.lossy()
-		l := r.lease(s, "job", duration)
+		l := scene.Lease(r, s, "job", duration)
 		if err := l.Acquire(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		waiter := r.blocked(r.open(), "job", duration, l)
+		waiter := scene.Blocked(r, r.open(), "job", duration, l)
 		lose := losing(p, txnCall, rangeCall)
 		w.set(func(method string, n int) {
 			if method == rangeCall {
-				<-waiter.began
+				<-waiter.Began
 			}
 			lose(method, n)
 		})
 		if err := l.Release(t.Context()); err != nil {
 			t.Errorf("it was released, and is told: %v", err)
 		}
-		await(r, "the waiter is granted the lease", waiter.began)
-		if len(waiter.others) > 0 || !waiter.alive() {
-			t.Errorf("the release of a former tenure has hurt the next: %v, %v", waiter.others, waiter.cause)
+		scene.Await(r, "the waiter is granted the lease", waiter.Began)
+		if len(waiter.Others) > 0 || !waiter.Alive() {
+			t.Errorf("the release of a former tenure has hurt the next: %v, %v", waiter.Others, waiter.Cause)
 		}
-		if err := waiter.Renew(t.Context()); err != nil || !waiter.alive() {
+		if err := waiter.Renew(t.Context()); err != nil || !waiter.Alive() {
 			t.Errorf("the release of a former tenure has hurt the next: %v", err)
 		}
 	})
@@ -391,11 +392,11 @@ func TestLostReply(t *testing.T) {
 		r := enter(t)
 		s, p, w := r.lossy()
 		const duration = 2 * time.Minute // which nobody waits for
-		l := r.lease(s, "job", duration)
+		l := scene.Lease(r, s, "job", duration)
 		if err := l.Acquire(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		waiter := r.blocked(r.open(), "job", duration, l)
+		waiter := scene.Blocked(r, r.open(), "job", duration, l)
 		w.set(losing(p, txnCall, ""))
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
@@ -404,9 +405,9 @@ func TestLostReply(t *testing.T) {
 		if !errors.As(err, &relinquishment) || backend.Definite(err) {
 			t.Errorf("release: %v; want an unknown outcome", err)
 		}
-		await(r, "the waiter is granted the lease", waiter.began)
-		if len(waiter.others) > 0 {
-			t.Errorf("two hold the lease: %q", waiter.others)
+		scene.Await(r, "the waiter is granted the lease", waiter.Began)
+		if len(waiter.Others) > 0 {
+			t.Errorf("two hold the lease: %q", waiter.Others)
 		}
 	})
 }
@@ -422,7 +423,7 @@ func TestLateAcquire(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := enter(t)
 			s, p, w := r.lossy()
-			l := r.lease(s, "job", duration)
+			l := scene.Lease(r, s, "job", duration)
 			w.set(func(method string, n int) {
 				if method == txnCall && n == 1 {
 					p.Delay(late)
@@ -446,23 +447,23 @@ func TestLateAcquire(t *testing.T) {
 					if _, _, ok := r.get(r.aliveKey("job")); ok {
 						t.Fatal("the write has outlived its etcd lease")
 					}
-					r.pass(20 * time.Millisecond)
+					scene.Pass(r, 20*time.Millisecond)
 				}
 				other := r.open()
-				r.release(other, r.grant(other, claim("job", "b", duration)))
+				scene.Release(r, other, scene.Grant(r, other, scene.Claim("job", "b", duration)))
 				return
 			}
-			r.eventually("the write arrives", func() bool { _, _, ok := r.get(r.aliveKey("job")); return ok })
+			scene.Eventually(r, "the write arrives", func() bool { _, _, ok := r.get(r.aliveKey("job")); return ok })
 			lost, err := r.open().Get(t.Context(), "job")
 			if err != nil || lost.Holder != string(l.Holder()) || l.Held() {
 				t.Errorf("what arrived late is read as %+v, %v; its author believes to hold it: %v", lost, err, l.Held())
 			}
-			waiter := r.blocked(r.open(), "job", duration, l)
-			await(r, "the waiter is granted the lease", waiter.began)
-			if len(waiter.others) > 0 || waiter.token <= lost.Token {
-				t.Errorf("token %d follows %d; it is held by %q, too", waiter.token, lost.Token, waiter.others)
+			waiter := scene.Blocked(r, r.open(), "job", duration, l)
+			scene.Await(r, "the waiter is granted the lease", waiter.Began)
+			if len(waiter.Others) > 0 || waiter.Grant.Token <= lost.Token {
+				t.Errorf("token %d follows %d; it is held by %q, too", waiter.Grant.Token, lost.Token, waiter.Others)
 			}
-			t.Logf("gone %s after it was asked for", ms(waiter.granted.Sub(asked)))
+			t.Logf("gone %s after it was asked for", ms(waiter.Granted.Sub(asked)))
 		})
 	}
 }
@@ -477,11 +478,11 @@ func TestLateGuardedWrite(t *testing.T) {
 	)
 	p := r.proxy(0)
 	c := client(t, r.e, attentive, via(p))
-	s := etcd.New(c, r.prefix, etcd.WithRequestTimeout(enough))
+	s := etcd.New(c, r.prefix, etcd.WithRequestTimeout(scene.Patience))
 	t.Cleanup(func() { s.Close() })
 	asked := time.Now()
-	rec := r.grant(s, claim("job", "a", duration))
-	waiter := r.blocked(r.open(), "job", time.Minute)
+	rec := scene.Grant(r, s, scene.Claim("job", "a", duration))
+	waiter := scene.Blocked(r, r.open(), "job", time.Minute)
 	p.Delay(late)
 	guarded := make(chan error, 1)
 	go func() {
@@ -493,18 +494,18 @@ func TestLateGuardedWrite(t *testing.T) {
 		_, err := c.Put(t.Context(), r.prefix+"data/bare", "late")
 		bare <- err
 	}()
-	await(r, "the waiter is granted the lease", waiter.began)
-	if early := duration - waiter.granted.Sub(asked); early > 0 {
+	scene.Await(r, "the waiter is granted the lease", waiter.Began)
+	if early := duration - waiter.Granted.Sub(asked); early > 0 {
 		t.Errorf("the waiter was let in %v early", early)
 	}
 	if _, _, ok := r.get(r.prefix + "data/bare"); ok {
-		t.Fatalf("nothing was late: the waiter was let in only after %v", waiter.granted.Sub(asked))
+		t.Fatalf("nothing was late: the waiter was let in only after %v", waiter.Granted.Sub(asked))
 	}
 	p.Delay(0) // for the answers
-	if err := await(r, "the late write is answered", guarded); !errors.Is(err, backend.ErrLost) {
+	if err := scene.Await(r, "the late write is answered", guarded); !errors.Is(err, backend.ErrLost) {
 		t.Errorf("a late write: %v; want ErrLost", err)
 	}
-	if err := await(r, "the late write is answered", bare); err != nil {
+	if err := scene.Await(r, "the late write is answered", bare); err != nil {
 		t.Error(err)
 	}
 	if _, _, ok := r.get(r.prefix + "data/guarded"); ok {
@@ -513,8 +514,8 @@ func TestLateGuardedWrite(t *testing.T) {
 	if _, _, ok := r.get(r.prefix + "data/bare"); !ok {
 		t.Error("the write that was to be late never came")
 	}
-	if !waiter.alive() {
-		t.Errorf("the waiter's tenure: %v", waiter.cause)
+	if !waiter.Alive() {
+		t.Errorf("the waiter's tenure: %v", waiter.Cause)
 	}
 }
 
@@ -524,22 +525,22 @@ func TestDeadWaiter(t *testing.T) {
 	const duration = 3 * time.Minute // so it is not expiry that tells
 	t.Run("for good", func(t *testing.T) {
 		r := enter(t)
-		h := r.hold(r.lease(r.open(), "job", duration))
+		h := scene.Hold(r, scene.Lease(r, r.open(), "job", duration))
 		p := r.proxy(0)
-		dead := r.blocked(r.open(via(p)), "job", duration, h.Lease)
-		waiter := r.blocked(r.open(), "job", duration, h.Lease, dead.Lease)
+		dead := scene.Blocked(r, r.open(via(p)), "job", duration, h.Lease)
+		waiter := scene.Blocked(r, r.open(), "job", duration, h.Lease, dead.Lease)
 		p.BlackHole()
 		left := time.Now()
-		h.leave()
-		await(r, "the other waiter is granted the lease", waiter.began)
-		r.follows(waiter, h)
-		t.Logf("granted %s after the holder left", ms(waiter.granted.Sub(left)))
-		waiter.leave()
-		await(r, "Run returns", waiter.result)
-		next := r.hold(r.lease(r.open(), "job", duration))
-		r.follows(next, waiter)
-		dead.leave()
-		if err := await(r, "Run returns", dead.result); !errors.Is(err, context.Canceled) {
+		h.Leave()
+		scene.Await(r, "the other waiter is granted the lease", waiter.Began)
+		scene.Follows(r, waiter, h)
+		t.Logf("granted %s after the holder left", ms(waiter.Granted.Sub(left)))
+		waiter.Leave()
+		scene.Await(r, "Run returns", waiter.Result)
+		next := scene.Hold(r, scene.Lease(r, r.open(), "job", duration))
+		scene.Follows(r, next, waiter)
+		dead.Leave()
+		if err := scene.Await(r, "Run returns", dead.Result); !errors.Is(err, context.Canceled) {
 			t.Errorf("the dead waiter: %v", err)
 		}
 	})
@@ -551,16 +552,16 @@ func TestDeadWaiter(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { s.Close() })
-		h := r.hold(r.lease(r.open(), "job", duration))
-		waiter := r.blocked(s, "job", duration, h.Lease)
+		h := scene.Hold(r, scene.Lease(r, r.open(), "job", duration))
+		waiter := scene.Blocked(r, s, "job", duration, h.Lease)
 		// The connection stays dead and open. New ones can be made.
 		p.BlackHole()
 		p.Heal()
 		left := time.Now()
-		h.leave()
-		awaitFor(r, 2*enough, "the waiter is granted the lease", waiter.began)
-		r.follows(waiter, h)
-		t.Logf("granted %s after the holder left", ms(waiter.granted.Sub(left)))
+		h.Leave()
+		scene.AwaitFor(r, 2*scene.Patience, "the waiter is granted the lease", waiter.Began)
+		scene.Follows(r, waiter, h)
+		t.Logf("granted %s after the holder left", ms(waiter.Granted.Sub(left)))
 	})
 }
 
@@ -572,48 +573,48 @@ func TestCutWatch(t *testing.T) {
 		t.Run("waiter"+name, func(t *testing.T) {
 			r := enter(t)
 			p := r.proxy(0)
-			h := r.hold(r.lease(r.open(), "job", duration))
-			waiter := r.blocked(r.open(via(p)), "job", duration, h.Lease)
+			h := scene.Hold(r, scene.Lease(r, r.open(), "job", duration))
+			waiter := scene.Blocked(r, r.open(via(p)), "job", duration, h.Lease)
 			p.Cut()
-			h.leave()
-			await(r, "Run returns", h.result)
-			next := r.hold(r.lease(r.open(), "job", duration))
-			next.leave()
-			await(r, "Run returns", next.result)
+			h.Leave()
+			scene.Await(r, "Run returns", h.Result)
+			next := scene.Hold(r, scene.Lease(r, r.open(), "job", duration))
+			next.Leave()
+			scene.Await(r, "Run returns", next.Result)
 			if compacted {
 				r.compact()
 			}
 			p.Heal()
 			healed := time.Now()
-			await(r, "the waiter is granted the lease", waiter.began)
-			r.follows(waiter, next)
-			t.Logf("granted %s after it was healed", ms(waiter.granted.Sub(healed)))
+			scene.Await(r, "the waiter is granted the lease", waiter.Began)
+			scene.Follows(r, waiter, next)
+			t.Logf("granted %s after it was healed", ms(waiter.Granted.Sub(healed)))
 		})
 		t.Run("holder"+name, func(t *testing.T) {
 			r := enter(t)
 			p, w := r.proxy(0), new(tap)
 			s := r.open(via(p), tapped(w))
-			h := r.hold(r.lease(s, "job", duration))
-			r.eventually("the holder watches", func() bool {
+			h := scene.Hold(r, scene.Lease(r, s, "job", duration))
+			scene.Eventually(r, "the holder watches", func() bool {
 				watches := w.sent(watchCall)
 				return len(watches) > 0 && !watches[0].done.IsZero()
 			})
 			p.Cut()
 			r.remove(r.recordKey("job"), clientv3.WithRange(r.aliveKey("job")+"\x00"))
-			next := r.hold(r.lease(r.open(), "job", duration))
+			next := scene.Hold(r, scene.Lease(r, r.open(), "job", duration))
 			if compacted {
 				r.compact()
 			}
 			p.Heal()
-			await(r, "the holder is told", h.ended)
-			if !errors.Is(h.cause, lease.ErrTaken) {
-				t.Errorf("the tenure ended with %v; want ErrTaken", h.cause)
+			scene.Await(r, "the holder is told", h.Ended)
+			if !errors.Is(h.Cause, lease.ErrTaken) {
+				t.Errorf("the tenure ended with %v; want ErrTaken", h.Cause)
 			}
-			await(r, "Run returns", h.result)
-			if next.token <= h.token || !next.alive() {
-				t.Errorf("token %d follows %d: %v", next.token, h.token, next.cause)
+			scene.Await(r, "Run returns", h.Result)
+			if next.Grant.Token <= h.Grant.Token || !next.Alive() {
+				t.Errorf("token %d follows %d: %v", next.Grant.Token, h.Grant.Token, next.Cause)
 			}
-			r.fenced(s, h.record)
+			r.fenced(s, h.Grant)
 		})
 	}
 }
@@ -640,8 +641,8 @@ func TestServer(t *testing.T) {
 			lost, kept := r.pair("short", short), r.keptPair("long", long)
 			began := time.Now()
 			servers.Must(t, c.down(t.Context(), 0))
-			await(r, "the context of the short lease ends", lost.holder.ended)
-			r.pass(time.Until(began.Add(short * 3 / 2)))
+			scene.Await(r, "the context of the short lease ends", lost.holder.Ended)
+			scene.Pass(r, time.Until(began.Add(short*3/2)))
 			servers.Must(t, c.up(t.Context(), 0))
 			servers.Must(t, e.ReadyAt(t.Context(), 0))
 			over := time.Now()
@@ -651,19 +652,19 @@ func TestServer(t *testing.T) {
 			lost.passesOver(false) // what was sent to a member that is paused arrives
 			// The member has been told since.
 			_, renewals := kept.sends.renewed()
-			r.eventuallyFor(long, "the long lease is renewed", func() bool { _, n := kept.sends.renewed(); return n > renewals })
-			if !kept.holder.alive() {
+			scene.EventuallyFor(r, long, "the long lease is renewed", func() bool { _, n := kept.sends.renewed(); return n > renewals })
+			if !kept.holder.Alive() {
 				t.Errorf("the outage of %v cost a lease of %v: %v", over.Sub(began), long, context.Cause(kept.holder.Context()))
 			}
 			select {
-			case <-kept.waiter.began:
+			case <-kept.waiter.Began:
 				t.Error("the waiter of the long lease is let in")
 			default:
 			}
-			kept.holder.leave()
-			await(r, "the waiter of the long lease is granted it", kept.waiter.began)
-			r.follows(kept.waiter, kept.holder)
-			t.Logf("away for %s; the short lease was granted again %s after that", ms(over.Sub(began)), ms(lost.waiter.granted.Sub(over)))
+			kept.holder.Leave()
+			scene.Await(r, "the waiter of the long lease is granted it", kept.waiter.Began)
+			scene.Follows(r, kept.waiter, kept.holder)
+			t.Logf("away for %s; the short lease was granted again %s after that", ms(over.Sub(began)), ms(lost.waiter.Granted.Sub(over)))
 		})
 		t.Run(c.name+", for a moment", func(t *testing.T) {
 			r := roomOn(t, e)
@@ -671,7 +672,7 @@ func TestServer(t *testing.T) {
 			began := time.Now()
 			_, renewals := p.sends.renewed()
 			servers.Must(t, c.down(t.Context(), 0))
-			r.pass(1500 * time.Millisecond)
+			scene.Pass(r, 1500*time.Millisecond)
 			servers.Must(t, c.up(t.Context(), 0))
 			if away := time.Since(began); away > 6*time.Second {
 				t.Skipf("the member was away for %v", away)
@@ -686,7 +687,7 @@ func (r *room) keptPair(name string, duration time.Duration) *pair {
 	r.Helper()
 	p := &pair{room: r, duration: duration, sends: new(tap)}
 	s := r.open(tapped(p.sends))
-	p.holder = r.hold(r.lease(s, name, duration))
-	p.waiter = r.blocked(r.open(), name, duration, p.holder.Lease)
+	p.holder = scene.Hold(r, scene.Lease(r, s, name, duration))
+	p.waiter = scene.Blocked(r, r.open(), name, duration, p.holder.Lease)
 	return p
 }

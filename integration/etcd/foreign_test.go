@@ -11,6 +11,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/integration/internal/scene"
 	"github.com/leasehold/leasehold/lease"
 )
 
@@ -62,13 +63,13 @@ func harms() []harm {
 }
 
 // out checks that nobody else is let in.
-func (r *room) out(waiter *tenure) {
+func (r *room) out(waiter *scene.Tenure) {
 	r.Helper()
-	if _, err := r.open().Acquire(r.Context(), claim("job", "another", 2*time.Second)); !errors.Is(err, backend.ErrHeld) {
+	if _, err := r.open().Acquire(r.Context(), scene.Claim("job", "another", 2*time.Second)); !errors.Is(err, backend.ErrHeld) {
 		r.Errorf("a newcomer: %v; want ErrHeld", err)
 	}
 	select {
-	case <-waiter.began:
+	case <-waiter.Began:
 		r.Error("the waiter is let in")
 	default:
 	}
@@ -85,21 +86,21 @@ func TestTakenAway(t *testing.T) {
 			r := enter(t)
 			w := new(tap)
 			s := r.open(tapped(w))
-			h := r.hold(r.lease(s, "job", duration))
-			waiter := r.blocked(r.open(), "job", duration, h.Lease)
-			r.eventually("the holder watches", func() bool {
+			h := scene.Hold(r, scene.Lease(r, s, "job", duration))
+			waiter := scene.Blocked(r, r.open(), "job", duration, h.Lease)
+			scene.Eventually(r, "the holder watches", func() bool {
 				watches := w.sent(watchCall)
 				return len(watches) > 0 && !watches[0].done.IsZero()
 			})
 			_, id, _ := r.get(r.aliveKey("job"))
 			began := time.Now()
 			harm.do(r)
-			await(r, "the holder is told", h.ended)
-			if !errors.Is(h.cause, lease.ErrTaken) {
-				t.Errorf("the tenure ended with %v; want ErrTaken", h.cause)
+			scene.Await(r, "the holder is told", h.Ended)
+			if !errors.Is(h.Cause, lease.ErrTaken) {
+				t.Errorf("the tenure ended with %v; want ErrTaken", h.Cause)
 			}
-			t.Logf("told after %s", ms(h.stopped.Sub(began)))
-			if err := await(r, "Run returns", h.result); !errors.Is(err, lease.ErrTaken) {
+			t.Logf("told after %s", ms(h.Stopped.Sub(began)))
+			if err := scene.Await(r, "Run returns", h.Result); !errors.Is(err, lease.ErrTaken) {
 				t.Errorf("Run: %v; want ErrTaken", err)
 			}
 			if harm.then == leased {
@@ -110,20 +111,20 @@ func TestTakenAway(t *testing.T) {
 				}
 				r.revoke(id) // or wait for three minutes
 			}
-			await(r, "the waiter is granted the lease", waiter.began)
+			scene.Await(r, "the waiter is granted the lease", waiter.Began)
 			if harm.then != free {
-				r.follows(waiter, h)
-			} else if waiter.token <= h.token {
-				t.Errorf("token %d follows %d", waiter.token, h.token)
+				scene.Follows(r, waiter, h)
+			} else if waiter.Grant.Token <= h.Grant.Token {
+				t.Errorf("token %d follows %d", waiter.Grant.Token, h.Grant.Token)
 			}
-			r.fenced(s, h.record)
-			again := r.run(h.Lease, waiter.Lease)
-			waiter.leave()
-			if err := await(r, "Run returns", waiter.result); err != nil {
+			r.fenced(s, h.Grant)
+			again := scene.Run(r, h.Lease, waiter.Lease)
+			waiter.Leave()
+			if err := scene.Await(r, "Run returns", waiter.Result); err != nil {
 				t.Errorf("the waiter's tenure: %v", err)
 			}
-			await(r, "the former holder is granted the lease again", again.began)
-			r.follows(again, waiter)
+			scene.Await(r, "the former holder is granted the lease again", again.Began)
+			scene.Follows(r, again, waiter)
 		})
 	}
 }
@@ -136,16 +137,16 @@ func TestTakenAwayUnwatched(t *testing.T) {
 			r := enter(t)
 			w := new(tap)
 			s := r.open(tapped(w))
-			l := r.lease(s, "job", duration)
+			l := scene.Lease(r, s, "job", duration)
 			if err := l.Acquire(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			tenure, rec := l.Context(), l.Record()
-			waiter := r.blocked(r.open(), "job", duration, l)
-			r.eventually("the first renewal", func() bool { _, n := w.renewed(); return n > 0 })
+			waiter := scene.Blocked(r, r.open(), "job", duration, l)
+			scene.Eventually(r, "the first renewal", func() bool { _, n := w.renewed(); return n > 0 })
 			harm.do(r)
 			done := time.Now()
-			await(r, "the holder is told", tenure.Done())
+			scene.Await(r, "the holder is told", tenure.Done())
 			if err := context.Cause(tenure); !errors.Is(err, lease.ErrTaken) {
 				t.Errorf("the tenure ended with %v; want ErrTaken", err)
 			}
@@ -171,15 +172,15 @@ func TestTakenAwayUnwatched(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			await(r, "the waiter is granted the lease", waiter.began)
-			if last, _ := w.renewed(); harm.then == leased && waiter.granted.Before(last.Add(duration)) {
-				t.Errorf("the waiter was let in %v after the last renewal was sent, before the etcd lease was over", waiter.granted.Sub(last))
+			scene.Await(r, "the waiter is granted the lease", waiter.Began)
+			if last, _ := w.renewed(); harm.then == leased && waiter.Granted.Before(last.Add(duration)) {
+				t.Errorf("the waiter was let in %v after the last renewal was sent, before the etcd lease was over", waiter.Granted.Sub(last))
 			}
-			if len(waiter.others) > 0 && harm.then != free {
-				t.Errorf("two hold the lease: %q was granted it while %q held it", waiter.Holder(), waiter.others)
+			if len(waiter.Others) > 0 && harm.then != free {
+				t.Errorf("two hold the lease: %q was granted it while %q held it", waiter.Holder(), waiter.Others)
 			}
-			if waiter.token <= rec.Token {
-				t.Errorf("token %d follows %d", waiter.token, rec.Token)
+			if waiter.Grant.Token <= rec.Token {
+				t.Errorf("token %d follows %d", waiter.Grant.Token, rec.Token)
 			}
 			r.fenced(s, rec)
 		})
@@ -190,19 +191,19 @@ func TestTakenAwayUnwatched(t *testing.T) {
 // holder that has died, is nobody's to take without force, and not for ever with.
 func TestAliveForEver(t *testing.T) {
 	r := enter(t)
-	dead := r.grant(r.open(), claim("job", "dead", 2*time.Second))
+	dead := scene.Grant(r, r.open(), scene.Claim("job", "dead", 2*time.Second))
 	value, _, _ := r.get(r.aliveKey("job"))
 	r.put(r.aliveKey("job"), value)
 	s := r.open()
-	r.pass(dead.Duration + 2*time.Second) // the etcd lease is over
-	_, err := s.Acquire(t.Context(), claim("job", "b", 2*time.Second))
+	scene.Pass(r, dead.Duration+2*time.Second) // the etcd lease is over
+	_, err := s.Acquire(t.Context(), scene.Claim("job", "b", 2*time.Second))
 	var held *backend.HeldError
 	if !errors.As(err, &held) || held.Record.Holder != "dead" {
 		t.Fatalf("without force: %v; want ErrHeld", err)
 	}
-	c := claim("job", "b", 2*time.Second)
+	c := scene.Claim("job", "b", 2*time.Second)
 	c.Over = held.Record.Revision
-	rec := r.grant(s, c)
+	rec := scene.Grant(r, s, c)
 	if rec.Token <= held.Record.Token || held.Record.Token <= dead.Token {
 		t.Errorf("the tokens are %d, %d when it was written again, %d", dead.Token, held.Record.Token, rec.Token)
 	}
@@ -210,7 +211,7 @@ func TestAliveForEver(t *testing.T) {
 		t.Error("what was taken by force has no etcd lease")
 	}
 	r.fenced(s, dead)
-	r.release(s, rec)
+	scene.Release(r, s, rec)
 }
 
 // TestCorrupt: what nobody can read is told with its key, and overwritten by
@@ -232,32 +233,32 @@ func TestCorrupt(t *testing.T) {
 					where = r.aliveKey("job")
 				}
 				quoted := strings.Trim(fmt.Sprintf("%q", where), `"`)
-				h := r.hold(r.lease(s, "job", 4*time.Second))
-				waiter := r.blocked(r.open(), "job", 4*time.Second, h.Lease)
-				r.grant(r.open(), claim("other", "a", time.Minute))
+				h := scene.Hold(r, scene.Lease(r, s, "job", 4*time.Second))
+				waiter := scene.Blocked(r, r.open(), "job", 4*time.Second, h.Lease)
+				scene.Grant(r, r.open(), scene.Claim("other", "a", time.Minute))
 				held := h.Lease.Record()
 				r.put(where, garbage)
 
 				// The waiter has nothing to wait for, the holder cannot renew any more.
-				err := await(r, "the waiter is told", waiter.result)
+				err := scene.Await(r, "the waiter is told", waiter.Result)
 				if !errors.Is(err, backend.ErrCorrupt) {
 					t.Errorf("the waiter: %v; want ErrCorrupt", err)
 				}
-				r.mentions(err, quoted)
-				await(r, "the holder's context ends", h.ended)
-				if !errors.Is(h.cause, backend.ErrCorrupt) {
-					t.Errorf("the holder: %v; want ErrCorrupt", h.cause)
+				scene.Mentions(r, err, quoted)
+				scene.Await(r, "the holder's context ends", h.Ended)
+				if !errors.Is(h.Cause, backend.ErrCorrupt) {
+					t.Errorf("the holder: %v; want ErrCorrupt", h.Cause)
 				}
-				r.mentions(h.cause, quoted)
-				await(r, "Run returns", h.result)
+				scene.Mentions(r, h.Cause, quoted)
+				scene.Await(r, "Run returns", h.Result)
 
 				check := func(when string) {
 					t.Helper()
 					for who, s := range map[string]backend.Store{"the holder's client": s, "another": r.open()} {
 						_, getting := s.Get(t.Context(), "job")
-						_, acquiring := s.Acquire(t.Context(), claim("job", "b", 2*time.Second))
+						_, acquiring := s.Acquire(t.Context(), scene.Claim("job", "b", 2*time.Second))
 						_, renewing := s.Renew(t.Context(), held)
-						old := claim("job", "b", 2*time.Second)
+						old := scene.Claim("job", "b", 2*time.Second)
 						old.Over = "1-1-0"
 						_, forcing := s.Acquire(t.Context(), old)
 						for call, err := range map[string]error{"get": getting, "acquire": acquiring, "renew": renewing, "release": s.Release(t.Context(), held), "acquire over another revision": forcing} {
@@ -284,25 +285,25 @@ func TestCorrupt(t *testing.T) {
 				}
 				check("while the etcd lease lasts, or not")
 				if key == "record" {
-					r.eventually("the etcd lease runs out", func() bool { _, _, ok := r.get(r.aliveKey("job")); return !ok })
+					scene.Eventually(r, "the etcd lease runs out", func() bool { _, _, ok := r.get(r.aliveKey("job")); return !ok })
 					check("when the etcd lease is over")
 				}
 
-				force := claim("job", "b", 5*time.Second)
+				force := scene.Claim("job", "b", 5*time.Second)
 				var corrupt *backend.CorruptError
 				if _, err := r.open().Get(t.Context(), "job"); !errors.As(err, &corrupt) {
 					t.Fatal(err)
 				}
 				force.Over = corrupt.Revision
-				rec := r.grant(r.open(), force)
-				if rec.Token <= h.token {
-					t.Errorf("token %d follows %d", rec.Token, h.token)
+				rec := scene.Grant(r, r.open(), force)
+				if rec.Token <= h.Grant.Token {
+					t.Errorf("token %d follows %d", rec.Token, h.Grant.Token)
 				}
 				if got, err := s.Get(t.Context(), "job"); err != nil || got.Holder != "b" || got.Token != rec.Token {
 					t.Errorf("after it was forced: %+v, %v", got, err)
 				}
 				r.fenced(s, held)
-				r.release(s, rec)
+				scene.Release(r, s, rec)
 				if _, err := s.Get(t.Context(), "job"); !errors.Is(err, backend.ErrNotFound) {
 					t.Errorf("after the release: %v; want ErrNotFound", err)
 				}

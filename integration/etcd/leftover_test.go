@@ -20,8 +20,10 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/leasehold/leasehold/etcd"
+	"github.com/leasehold/leasehold/integration/internal/scene"
 	"github.com/leasehold/leasehold/integration/internal/servers"
 	"github.com/leasehold/leasehold/integration/internal/wire"
+	"github.com/leasehold/leasehold/internal/wait"
 	"github.com/leasehold/leasehold/lease"
 )
 
@@ -105,7 +107,7 @@ func (r *room) settles(d time.Duration, what string, want int, count func() int)
 			r.Logf("%s: %d, %s after the end", what, last, ms(time.Since(began)))
 			return
 		}
-		r.pass(20 * time.Millisecond)
+		scene.Pass(r, 20*time.Millisecond)
 	}
 	r.Errorf("%s: still %d after %v; want %d", what, last, d, want)
 }
@@ -173,11 +175,11 @@ func TestLeftovers(t *testing.T) {
 		if i >= workers-4 {
 			name -= i % 2
 		}
-		l := r.lease(s, fmt.Sprintf("job-%d", name), duration)
+		l := scene.Lease(r, s, fmt.Sprintf("job-%d", name), duration)
 		random := rand.New(rand.NewPCG(seed, uint64(i)))
 		wg.Go(func() {
 			for n := 0; done.Load() < cycles && t.Context().Err() == nil; n++ {
-				ctx, cancel := context.WithTimeout(t.Context(), enough)
+				ctx, cancel := context.WithTimeout(t.Context(), scene.Patience)
 				err := l.Await(ctx)
 				if err == nil {
 					if lost := l.Release(ctx); lost == nil {
@@ -198,7 +200,7 @@ func TestLeftovers(t *testing.T) {
 		})
 		finish.Go(func() {
 			defer reset(p)
-			for done.Load() < cycles && pause(t.Context(), time.Duration(500+random.IntN(1500))*time.Millisecond) {
+			for done.Load() < cycles && wait.For(t.Context(), time.Duration(500+random.IntN(1500))*time.Millisecond) {
 				faults.Add(1)
 				switch random.IntN(3) {
 				case 0:
@@ -208,7 +210,7 @@ func TestLeftovers(t *testing.T) {
 				case 2:
 					p.BlackHole()
 				}
-				pause(t.Context(), time.Duration(random.IntN(100))*time.Millisecond)
+				wait.For(t.Context(), time.Duration(random.IntN(100))*time.Millisecond)
 				reset(p)
 			}
 		})
@@ -219,14 +221,14 @@ func TestLeftovers(t *testing.T) {
 		finish.Wait()
 		close(finished)
 	}()
-	awaitFor(r, 4*time.Minute, fmt.Sprintf("%d tenures", cycles), finished)
+	scene.AwaitFor(r, 4*time.Minute, fmt.Sprintf("%d tenures", cycles), finished)
 	t.Logf("%d tenures, %d failures, %d faults of the wire in %s", done.Load(), failed.Load(), faults.Load(), ms(time.Since(began)))
 	for k, n := range why {
 		t.Logf("%6d: %s", n, k)
 	}
 
 	// Leases and watches are over, the clients are not.
-	r.settles(enough, "goroutines of Leasehold while clients are open", 0, busy)
+	r.settles(scene.Patience, "goroutines of Leasehold while clients are open", 0, busy)
 	r.settles(duration+5*time.Second, "etcd leases", 0, r.etcdLeases) // some are kept for as long as they last
 	for _, s := range stores {
 		s.Close()
@@ -240,15 +242,15 @@ func TestLeftovers(t *testing.T) {
 		left = append(left, rec.Name)
 	}
 	t.Logf("%d expired records are left: %q", len(left), left)
-	r.settles(enough, "watches while clients are open", 0, func() int { _, n := r.streams(); return n })
+	r.settles(scene.Patience, "watches while clients are open", 0, func() int { _, n := r.streams(); return n })
 	// Of a watch that was given up before it had begun etcd's client keeps the stream.
 	// There is one at most: the next watch of the store is put on it.
-	r.settles(enough, "streams while clients are open", openStreams+len(stores), func() int { n, _ := r.streams(); return n })
+	r.settles(scene.Patience, "streams while clients are open", openStreams+len(stores), func() int { n, _ := r.streams(); return n })
 	for _, f := range closers {
 		f()
 	}
 	http.DefaultClient.CloseIdleConnections()
-	r.settles(enough, "goroutines", idle, runtime.NumGoroutine)
+	r.settles(scene.Patience, "goroutines", idle, runtime.NumGoroutine)
 	if t.Failed() {
 		t.Log(stacks())
 	}
@@ -272,8 +274,8 @@ func TestCancelledWaiters(t *testing.T) {
 	const waiters = 200
 	r := alone(t)
 	// It renews often, so that the stream it does that on is kept.
-	h := r.hold(r.lease(r.open(), "job", 10*time.Second, lease.WithRenewInterval(time.Second)))
-	r.eventually("the holder watches, and renews", func() bool { streams, watches := r.streams(); return watches == 1 && streams == 2 })
+	h := scene.Hold(r, scene.Lease(r, r.open(), "job", 10*time.Second, lease.WithRenewInterval(time.Second)))
+	scene.Eventually(r, "the holder watches, and renews", func() bool { streams, watches := r.streams(); return watches == 1 && streams == 2 })
 	var stores []*etcd.Store
 	for range 4 {
 		s := r.open()
@@ -289,37 +291,37 @@ func TestCancelledWaiters(t *testing.T) {
 	defer cancel()
 	results := make(chan error, waiters)
 	for i := range waiters {
-		l := r.lease(stores[i%len(stores)], "job", 10*time.Second)
+		l := scene.Lease(r, stores[i%len(stores)], "job", 10*time.Second)
 		go func() { results <- l.Await(ctx) }()
 	}
-	r.eventually("all of them watch", func() bool { _, n := r.streams(); return n > waiters })
+	scene.Eventually(r, "all of them watch", func() bool { _, n := r.streams(); return n > waiters })
 	cancel()
 	for range waiters {
-		if err := await(r, "a cancelled waiter returns", results); !errors.Is(err, context.Canceled) {
+		if err := scene.Await(r, "a cancelled waiter returns", results); !errors.Is(err, context.Canceled) {
 			t.Errorf("a cancelled waiter: %v", err)
 		}
 	}
-	r.settles(enough, "watches", 1, func() int { _, n := r.streams(); return n })
-	r.settles(enough, "streams", openStreams+len(stores), func() int { n, _ := r.streams(); return n })
-	r.settles(enough, "etcd leases", 1, r.etcdLeases)
+	r.settles(scene.Patience, "watches", 1, func() int { _, n := r.streams(); return n })
+	r.settles(scene.Patience, "streams", openStreams+len(stores), func() int { n, _ := r.streams(); return n })
+	r.settles(scene.Patience, "etcd leases", 1, r.etcdLeases)
 	if n := r.keys(); n != 2 {
 		t.Errorf("there are %d keys; want the holder's two", n)
 	}
 	http.DefaultClient.CloseIdleConnections()
-	r.settles(enough, "goroutines", idle, runtime.NumGoroutine)
+	r.settles(scene.Patience, "goroutines", idle, runtime.NumGoroutine)
 	if t.Failed() {
 		t.Log(stacks())
 	}
-	if !h.alive() {
+	if !h.Alive() {
 		t.Errorf("the holder: %v", context.Cause(h.Context()))
 	}
 	// Nobody is let in who has gone.
-	h.leave()
-	if err := await(r, "Run returns", h.result); err != nil {
+	h.Leave()
+	if err := scene.Await(r, "Run returns", h.Result); err != nil {
 		t.Error(err)
 	}
-	r.settles(enough, "keys after the release", 0, r.keys)
-	r.settles(enough, "etcd leases after the release", 0, r.etcdLeases)
+	r.settles(scene.Patience, "keys after the release", 0, r.keys)
+	r.settles(scene.Patience, "etcd leases after the release", 0, r.etcdLeases)
 }
 
 // TestCrowd: of many waiters each gets a turn, one at a time.
@@ -329,7 +331,7 @@ func TestCrowd(t *testing.T) {
 		duration = 10 * time.Second
 	)
 	r := enter(t)
-	h := r.hold(r.lease(r.open(), "job", duration))
+	h := scene.Hold(r, scene.Lease(r, r.open(), "job", duration))
 	var x exclusion
 	x.enter(h.Lease)
 	var told sync.WaitGroup
@@ -337,7 +339,7 @@ func TestCrowd(t *testing.T) {
 	for range waiters {
 		told.Add(1)
 		var once sync.Once
-		l := r.lease(r.open(), "job", duration, lease.WithObserver(func(e lease.Event) {
+		l := scene.Lease(r, r.open(), "job", duration, lease.WithObserver(func(e lease.Event) {
 			if e.Kind == lease.EventBlocked {
 				once.Do(told.Done)
 			}
@@ -348,7 +350,7 @@ func TestCrowd(t *testing.T) {
 				if !x.enter(l) {
 					err = fmt.Errorf("granted and lost: %w", context.Cause(l.Context()))
 				}
-				pause(t.Context(), 2*time.Millisecond)
+				wait.For(t.Context(), 2*time.Millisecond)
 				x.leave(l)
 				err = errors.Join(err, l.Release(t.Context()))
 			}
@@ -357,12 +359,12 @@ func TestCrowd(t *testing.T) {
 	}
 	all := make(chan struct{})
 	go func() { told.Wait(); close(all) }()
-	await(r, "all wait", all)
+	scene.Await(r, "all wait", all)
 	began := time.Now()
 	x.leave(h.Lease)
-	h.leave()
+	h.Leave()
 	for range waiters {
-		if err := awaitFor(r, 2*enough, "everybody gets a turn", results); err != nil {
+		if err := scene.AwaitFor(r, 2*scene.Patience, "everybody gets a turn", results); err != nil {
 			t.Error(err)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/integration/internal/scene"
 	"github.com/leasehold/leasehold/integration/internal/servers"
 	"github.com/leasehold/leasehold/lease"
 )
@@ -118,7 +119,7 @@ func (c *court) denied(what string, err error, words ...string) {
 // deniesWatch checks that a watch is refused, and at once.
 func (c *court) deniesWatch(s backend.Store, words ...string) {
 	c.Helper()
-	ctx, cancel := context.WithTimeout(c.Context(), patience)
+	ctx, cancel := context.WithTimeout(c.Context(), scene.Patience)
 	defer cancel()
 	for _, err := range backend.Watch(ctx, s, "job") {
 		c.denied("watch", err, words...)
@@ -213,7 +214,7 @@ func TestRoles(t *testing.T) {
 		// Waiting does not help, so Await does not wait.
 		l, err := lease.New(s, "job")
 		c.must(err)
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		ctx, cancel := context.WithTimeout(t.Context(), scene.Patience)
 		defer cancel()
 		c.denied("await", l.Await(ctx), c.command())
 	})
@@ -301,7 +302,7 @@ func TestLostPermission(t *testing.T) {
 			select {
 			case err := <-failed:
 				c.denied("renew", err, take.words...)
-			case <-time.After(patience):
+			case <-time.After(scene.Patience):
 				t.Fatal("renewals go on")
 			}
 			if !l.Held() {
@@ -310,7 +311,7 @@ func TestLostPermission(t *testing.T) {
 			select {
 			case <-l.Context().Done():
 				t.Logf("the tenure ends: %v", context.Cause(l.Context()))
-			case <-time.After(patience):
+			case <-time.After(scene.Patience):
 				t.Fatal("the tenure goes on without renewals")
 			}
 			root := open(t, c.e.URL(c.prefix))
@@ -452,7 +453,7 @@ func TestOpenWhileDown(t *testing.T) {
 	select {
 	case err := <-won:
 		c.must(err)
-	case <-time.After(patience):
+	case <-time.After(scene.Patience):
 		t.Fatal("Await does not return")
 	}
 	c.must(l.Release(t.Context()))
@@ -510,7 +511,7 @@ func TestNoSpace(t *testing.T) {
 	select {
 	case err := <-won:
 		c.must(err)
-	case <-time.After(patience):
+	case <-time.After(scene.Patience):
 		t.Fatal("whoever waited is not granted the lease when there is space again")
 	}
 	c.must(waiter.Release(t.Context()))
@@ -527,7 +528,7 @@ func TestNoLeader(t *testing.T) {
 	}
 	servers.Must(t, e.Stop(t.Context(), 0))
 	servers.Must(t, e.Stop(t.Context(), 1))
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(scene.Patience)
 	for {
 		_, err := s.Acquire(t.Context(), fresh("job"))
 		if err == nil {

@@ -2,10 +2,8 @@ package etcd_test
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -17,17 +15,10 @@ import (
 
 	"github.com/leasehold/leasehold/backend"
 	"github.com/leasehold/leasehold/etcd"
+	"github.com/leasehold/leasehold/integration/internal/scene"
 	"github.com/leasehold/leasehold/integration/internal/servers"
 	"github.com/leasehold/leasehold/integration/internal/wire"
-	"github.com/leasehold/leasehold/lease"
 )
-
-// enough is how long something may take that should happen at once, on a
-// machine that is busy with other things.
-const enough = 30 * time.Second
-
-// slow tells whether the run may take long.
-func slow() bool { return os.Getenv("LEASEHOLD_SLOW") == "1" }
 
 // room is a prefix of a test's own, and who is in it.
 type room struct {
@@ -49,7 +40,7 @@ func roomOn(t *testing.T, e *servers.Etcd) *room {
 	t.Helper()
 	r := &room{T: t, e: e, prefix: prefix(t) + "/", plain: client(t, e, attentive)}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), enough)
+		ctx, cancel := context.WithTimeout(context.Background(), scene.Patience)
 		defer cancel()
 		_, _ = r.plain.Delete(ctx, r.prefix, clientv3.WithPrefix())
 	})
@@ -93,38 +84,6 @@ func (r *room) proxy(member int) *wire.Proxy {
 // via has a client go through a proxy.
 func via(p *wire.Proxy) func(*clientv3.Config) {
 	return func(cfg *clientv3.Config) { cfg.Endpoints = []string{"http://" + p.Addr()} }
-}
-
-// lease returns a Lease; it is closed after the test, before its store.
-func (r *room) lease(s backend.Store, name string, d time.Duration, opts ...lease.Option) *lease.Lease {
-	r.Helper()
-	l, err := lease.New(s, name, append([]lease.Option{lease.WithDuration(d)}, opts...)...)
-	if err != nil {
-		r.Fatal(err)
-	}
-	r.Cleanup(func() { l.Close() })
-	return l
-}
-
-func claim(name, holder string, d time.Duration) backend.Claim {
-	return backend.Claim{Name: name, Holder: holder, Attempt: rand.Text(), Duration: d}
-}
-
-// grant acquires, which must succeed.
-func (r *room) grant(s backend.Store, c backend.Claim) backend.Record {
-	r.Helper()
-	rec, err := s.Acquire(r.Context(), c)
-	if err != nil {
-		r.Fatalf("%q is not granted to %q: %v", c.Name, c.Holder, err)
-	}
-	return rec
-}
-
-func (r *room) release(s backend.Store, rec backend.Record) {
-	r.Helper()
-	if err := s.Release(r.Context(), rec); err != nil {
-		r.Fatalf("%q of %q is not released: %v", rec.Name, rec.Holder, err)
-	}
 }
 
 // The two keys of a name. They are part of the format, so they are not taken
@@ -178,61 +137,6 @@ func (r *room) compact() {
 	// Another test may have compacted further.
 	if _, err := r.plain.Compact(r.Context(), resp.Header.Revision); err != nil && !strings.Contains(err.Error(), "has been compacted") {
 		r.Fatal(err)
-	}
-}
-
-// eventually waits until cond holds.
-func (r *room) eventually(what string, cond func() bool) {
-	r.Helper()
-	r.eventuallyFor(enough, what, cond)
-}
-
-func (r *room) eventuallyFor(d time.Duration, what string, cond func() bool) {
-	r.Helper()
-	deadline := time.Now().Add(d)
-	for pause := time.Millisecond; !cond(); pause = min(2*pause, 50*time.Millisecond) {
-		if time.Now().After(deadline) {
-			r.Fatalf("%s: not within %v", what, d)
-		}
-		time.Sleep(pause)
-	}
-}
-
-// await waits for a channel that is closed, or that something arrives on.
-func await[T any](r *room, what string, ch <-chan T) (v T) {
-	r.Helper()
-	return awaitFor(r, enough, what, ch)
-}
-
-func awaitFor[T any](r *room, d time.Duration, what string, ch <-chan T) (v T) {
-	r.Helper()
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case v = <-ch:
-	case <-t.C:
-		r.Fatalf("%s: not within %v", what, d)
-	}
-	return v
-}
-
-// pass lets time pass that must pass.
-func (r *room) pass(d time.Duration) {
-	r.Helper()
-	if !pause(r.Context(), d) {
-		r.Fatal(context.Cause(r.Context()))
-	}
-}
-
-// pause reports false if ctx has ended first.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 
@@ -371,104 +275,6 @@ func (w *tap) renewed() (sent time.Time, n int) {
 	return sent, n
 }
 
-// tenure is a holder at work in the background: lease.Run, until it is let go.
-type tenure struct {
-	*lease.Lease
-	began  chan struct{} // closed when the work begins
-	ended  chan struct{} // closed when its context has ended
-	result chan error    // of Run
-
-	granted time.Time // set when began is closed
-	token   uint64
-	record  backend.Record
-	stopped time.Time // set when ended is closed
-	cause   error
-	others  []string // who else held it when this one began
-
-	quit   chan struct{} // ends the work
-	once   sync.Once
-	cancel context.CancelFunc
-}
-
-// run has l held by somebody who works until its context ends or leave is
-// called. rivals are those who must not hold it when the work begins.
-func (r *room) run(l *lease.Lease, rivals ...*lease.Lease) *tenure {
-	ctx, cancel := context.WithCancel(r.Context())
-	h := &tenure{
-		Lease: l, cancel: cancel,
-		began: make(chan struct{}), ended: make(chan struct{}), result: make(chan error, 1), quit: make(chan struct{}),
-	}
-	go func() {
-		h.result <- l.Run(ctx, func(ctx context.Context) error {
-			// One clock: who holds it now holds it beside us.
-			for _, rival := range rivals {
-				if rival.Held() && l.Held() {
-					h.others = append(h.others, string(rival.Holder()))
-				}
-			}
-			h.granted, h.token, h.record = time.Now(), l.Token(), l.Record()
-			close(h.began)
-			select {
-			case <-ctx.Done():
-				h.stopped, h.cause = time.Now(), context.Cause(ctx)
-				close(h.ended)
-			case <-h.quit:
-			}
-			return nil
-		})
-	}()
-	r.Cleanup(h.leave)
-	return h
-}
-
-// leave ends the work, or the waiting for it.
-func (h *tenure) leave() {
-	h.once.Do(func() { close(h.quit) })
-	select {
-	case <-h.began:
-	default:
-		h.cancel()
-	}
-}
-
-// hold is run that has begun.
-func (r *room) hold(l *lease.Lease) *tenure {
-	r.Helper()
-	h := r.run(l)
-	await(r, "the lease is granted", h.began)
-	return h
-}
-
-// alive tells that the tenure is the one that began.
-func (h *tenure) alive() bool { return h.Context().Err() == nil && h.Held() && h.Token() == h.token }
-
-// blocked returns one that waits for the lease and knows that it is held.
-func (r *room) blocked(s backend.Store, name string, duration time.Duration, rivals ...*lease.Lease) *tenure {
-	r.Helper()
-	told := make(chan struct{}, 1)
-	h := r.run(r.lease(s, name, duration, lease.WithObserver(func(e lease.Event) {
-		if e.Kind == lease.EventBlocked {
-			select {
-			case told <- struct{}{}:
-			default:
-			}
-		}
-	})), rivals...)
-	await(r, "the waiter is refused", told)
-	return h
-}
-
-// follows checks that a tenure came after another, alone and with a greater token.
-func (r *room) follows(next, last *tenure) {
-	r.Helper()
-	if len(next.others) > 0 {
-		r.Errorf("two hold the lease: %q was granted it while %q held it", next.Holder(), next.others)
-	}
-	if next.token <= last.token {
-		r.Errorf("token %d follows %d", next.token, last.token)
-	}
-}
-
 // fenced checks that etcd refuses what is written under a tenure that is over.
 func (r *room) fenced(s *etcd.Store, stale backend.Record) {
 	r.Helper()
@@ -479,20 +285,6 @@ func (r *room) fenced(s *etcd.Store, stale backend.Record) {
 	}
 	if _, _, ok := r.get(key); ok {
 		r.Error("what a tenure that is over has written is there")
-	}
-}
-
-// mentions fails unless err's text has all of the words.
-func (r *room) mentions(err error, words ...string) {
-	r.Helper()
-	if err == nil {
-		r.Error("no error")
-		return
-	}
-	for _, w := range words {
-		if !strings.Contains(err.Error(), w) {
-			r.Errorf("the error does not tell of %q: %v", w, err)
-		}
 	}
 }
 

@@ -23,11 +23,9 @@ import (
 	"time"
 
 	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/integration/internal/scene"
 	"github.com/leasehold/leasehold/integration/internal/servers"
 )
-
-// patience is what a test allows for what should come at once.
-const patience = 30 * time.Second
 
 // plain is the shared etcd, with neither TLS nor a password.
 func plain(t *testing.T) *servers.Etcd {
@@ -92,7 +90,7 @@ var errAny = errors.New("denied or unknown")
 // outcome must be unknown, words that a person needs, and nothing secret.
 func says(t *testing.T, s backend.Store, class error, words ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), scene.Patience)
 	defer cancel()
 	began := time.Now()
 	for call, err := range everyCall(ctx, s) {

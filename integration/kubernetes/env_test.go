@@ -2,7 +2,6 @@ package kubernetes_test
 
 import (
 	"context"
-	"crypto/rand"
 	"fmt"
 	"io"
 	"net/http"
@@ -18,16 +17,10 @@ import (
 	coordination "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
 
-	"github.com/leasehold/leasehold/backend"
 	"github.com/leasehold/leasehold/integration/internal/servers"
 	"github.com/leasehold/leasehold/integration/internal/wire"
 	"github.com/leasehold/leasehold/kubernetes"
-	"github.com/leasehold/leasehold/lease"
 )
-
-// patience is how long something may take that should happen at once, on a
-// machine that is busy with other things.
-const patience = 30 * time.Second
 
 // The annotation that a person would break. It is part of the format, so it is
 // not taken from the store.
@@ -95,56 +88,6 @@ func (r *room) store(opts ...kubernetes.Option) *kubernetes.Store {
 	return r.open(r.config(), opts...)
 }
 
-// lease returns a Lease; it is closed after the test, before its store.
-func (r *room) lease(s backend.Store, name string, d time.Duration, opts ...lease.Option) *lease.Lease {
-	r.Helper()
-	l, err := lease.New(s, name, append([]lease.Option{lease.WithDuration(d)}, opts...)...)
-	if err != nil {
-		r.Fatal(err)
-	}
-	r.Cleanup(func() { l.Close() })
-	return l
-}
-
-func claim(name, holder string, d time.Duration) backend.Claim {
-	return backend.Claim{Name: name, Holder: holder, Attempt: rand.Text(), Duration: d}
-}
-
-// grant acquires, which must succeed.
-func (r *room) grant(s backend.Store, c backend.Claim) backend.Record {
-	r.Helper()
-	rec, err := s.Acquire(r.Context(), c)
-	if err != nil {
-		r.Fatalf("%q is not granted to %q: %v", c.Name, c.Holder, err)
-	}
-	return rec
-}
-
-func (r *room) renew(s backend.Store, rec backend.Record) backend.Record {
-	r.Helper()
-	again, err := s.Renew(r.Context(), rec)
-	if err != nil {
-		r.Fatalf("%q of %q is not renewed: %v", rec.Name, rec.Holder, err)
-	}
-	return again
-}
-
-func (r *room) release(s backend.Store, rec backend.Record) {
-	r.Helper()
-	if err := s.Release(r.Context(), rec); err != nil {
-		r.Fatalf("%q of %q is not released: %v", rec.Name, rec.Holder, err)
-	}
-}
-
-func (r *room) record(s backend.Store, name string) backend.Record {
-	r.Helper()
-	rec, err := s.Get(r.Context(), name)
-	if err != nil {
-		r.Fatal(err)
-	}
-	return rec
-}
-
 // object returns the Lease object, as kubectl would.
 func (r *room) object(name string) *coordinationv1.Lease {
 	r.Helper()
@@ -185,48 +128,6 @@ func (r *room) remove(name string) {
 	r.Helper()
 	if err := r.leases.Delete(r.Context(), name, metav1.DeleteOptions{}); err != nil {
 		r.Fatal(err)
-	}
-}
-
-// eventually waits until cond holds.
-func (r *room) eventually(what string, cond func() bool) {
-	r.Helper()
-	deadline := time.Now().Add(patience)
-	for pause := time.Millisecond; !cond(); pause = min(2*pause, 50*time.Millisecond) {
-		if time.Now().After(deadline) {
-			r.Fatalf("%s: not within %v", what, patience)
-		}
-		time.Sleep(pause)
-	}
-}
-
-// await waits for a channel that is closed, or that something arrives on.
-func await[T any](r *room, what string, ch <-chan T) (v T) {
-	r.Helper()
-	return awaitFor(r, patience, what, ch)
-}
-
-func awaitFor[T any](r *room, d time.Duration, what string, ch <-chan T) (v T) {
-	r.Helper()
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case v = <-ch:
-	case <-t.C:
-		r.Fatalf("%s: not within %v", what, d)
-	}
-	return v
-}
-
-// pass lets time pass that must pass.
-func (r *room) pass(d time.Duration) {
-	r.Helper()
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-r.Context().Done():
-		r.Fatal(context.Cause(r.Context()))
 	}
 }
 
@@ -363,83 +264,6 @@ func forgetful(req *http.Request, next http.RoundTripper) (*http.Response, error
 func answer(code int, header http.Header, body string) func(*http.Request, http.RoundTripper) (*http.Response, error) {
 	return func(req *http.Request, _ http.RoundTripper) (*http.Response, error) {
 		return reply(req, code, header, body), nil
-	}
-}
-
-// tenure is a holder at work in the background: lease.Run, until it is let go.
-type tenure struct {
-	*lease.Lease
-	began  chan struct{} // closed when the work begins
-	ended  chan struct{} // closed when its context has ended
-	result chan error    // of Run
-
-	granted time.Time // set when began is closed
-	token   uint64
-	stopped time.Time // set when ended is closed
-	cause   error
-
-	quit   chan struct{} // ends the work
-	once   sync.Once
-	cancel context.CancelFunc
-}
-
-// run has l held by somebody who works until its context ends or leave is
-// called.
-func (r *room) run(l *lease.Lease) *tenure {
-	ctx, cancel := context.WithCancel(r.Context())
-	h := &tenure{
-		Lease: l, cancel: cancel,
-		began: make(chan struct{}), ended: make(chan struct{}), result: make(chan error, 1), quit: make(chan struct{}),
-	}
-	go func() {
-		h.result <- l.Run(ctx, func(ctx context.Context) error {
-			h.granted, h.token = time.Now(), l.Token()
-			close(h.began)
-			select {
-			case <-ctx.Done():
-				h.stopped, h.cause = time.Now(), context.Cause(ctx)
-				close(h.ended)
-			case <-h.quit:
-			}
-			return nil
-		})
-	}()
-	r.Cleanup(h.leave)
-	return h
-}
-
-// leave ends the work, or the waiting for it.
-func (h *tenure) leave() {
-	h.once.Do(func() { close(h.quit) })
-	select {
-	case <-h.began:
-	default:
-		h.cancel()
-	}
-}
-
-// hold is run that has begun.
-func (r *room) hold(l *lease.Lease) *tenure {
-	r.Helper()
-	h := r.run(l)
-	await(r, "the lease is granted", h.began)
-	return h
-}
-
-// alive tells that the tenure is the one that began.
-func (h *tenure) alive() bool { return h.Context().Err() == nil && h.Held() && h.Token() == h.token }
-
-// mentions fails unless err's text has all of the words.
-func (r *room) mentions(err error, words ...string) {
-	r.Helper()
-	if err == nil {
-		r.Error("no error")
-		return
-	}
-	for _, w := range words {
-		if !strings.Contains(err.Error(), w) {
-			r.Errorf("the error does not tell of %q: %v", w, err)
-		}
 	}
 }
 

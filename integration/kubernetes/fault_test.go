@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/integration/internal/scene"
 	"github.com/leasehold/leasehold/integration/internal/servers"
 	"github.com/leasehold/leasehold/integration/internal/wire"
 	"github.com/leasehold/leasehold/lease"
@@ -23,8 +24,8 @@ import (
 type pair struct {
 	*room
 	duration      time.Duration
-	holder        *tenure
-	waiter        *tenure
+	holder        *scene.Tenure
+	waiter        *scene.Tenure
 	wire          *wire.Proxy // of the holder
 	sends, grants *through    // of the holder, of the waiter
 }
@@ -36,11 +37,11 @@ func (r *room) pair(name string, duration time.Duration) *pair {
 	p := &pair{room: r, duration: duration, wire: r.proxy()}
 	cfg, sends := wrap(r.k.ConfigVia(servers.Admin, p.wire.Addr()))
 	p.sends = sends
-	p.holder = r.hold(r.lease(r.open(cfg), name, duration))
-	r.eventually("the holder renews", func() bool { _, n := sends.renewed(); return n > 1 })
+	p.holder = scene.Hold(r, scene.Lease(r, r.open(cfg), name, duration))
+	scene.Eventually(r, "the holder renews", func() bool { _, n := sends.renewed(); return n > 1 })
 
 	cfg, p.grants = wrap(r.config())
-	p.waiter = r.blocked(r.open(cfg), name, duration)
+	p.waiter = scene.Blocked(r, r.open(cfg), name, duration, p.holder.Lease)
 	return p
 }
 
@@ -48,47 +49,43 @@ func (r *room) pair(name string, duration time.Duration) *pair {
 // the waiter so much as asks for it. All instants are of one clock.
 func (p *pair) passesOver() {
 	p.Helper()
-	await(p.room, "the waiter is granted the lease", p.waiter.began)
+	scene.Await(p, "the waiter is granted the lease", p.waiter.Began)
 	asked, _ := p.grants.renewed()
 	last, _ := p.sends.renewed()
 	select {
-	case <-p.holder.ended:
+	case <-p.holder.Ended:
 	default:
 		p.Fatal("two hold the lease: the holder's context has not ended, and the waiter is granted it")
 	}
-	if !p.holder.stopped.Before(asked) {
-		p.Errorf("the holder's context ended %v after the write that let another in was sent", p.holder.stopped.Sub(asked))
+	if !p.holder.Stopped.Before(asked) {
+		p.Errorf("the holder's context ended %v after the write that let another in was sent", p.holder.Stopped.Sub(asked))
 	}
 	// The waiter saw the last renewal after it was sent at the earliest.
 	if early := last.Add(p.duration * 101 / 100).Sub(asked); early > 0 {
 		p.Errorf("the lease was taken over %v before the duration since the last acknowledged renewal had passed", early)
 	}
-	if p.waiter.token <= p.holder.token {
-		p.Errorf("token %d follows %d", p.waiter.token, p.holder.token)
-	}
+	scene.Follows(p, p.waiter, p.holder)
 	p.Logf("stopped %v after the last acknowledged renewal was sent, passed over after %v",
-		p.holder.stopped.Sub(last).Round(time.Millisecond), asked.Sub(last).Round(time.Millisecond))
+		p.holder.Stopped.Sub(last).Round(time.Millisecond), asked.Sub(last).Round(time.Millisecond))
 	p.goesOn()
 }
 
 // goesOn checks that who lost the lease gets it again once the waiter has left.
 func (p *pair) goesOn() {
 	p.Helper()
-	awaitFor(p.room, 2*patience, "Run returns", p.holder.result)
+	scene.AwaitFor(p, 2*scene.Patience, "Run returns", p.holder.Result)
 	p.wire.Heal()
 	p.wire.Delay(0)
 	p.sends.set(nil)
-	again := p.run(p.holder.Lease)
-	p.waiter.leave()
-	if err := await(p.room, "Run returns", p.waiter.result); err != nil {
+	again := scene.Run(p, p.holder.Lease, p.waiter.Lease)
+	p.waiter.Leave()
+	if err := scene.Await(p, "Run returns", p.waiter.Result); err != nil {
 		p.Errorf("the waiter's tenure: %v", err)
 	}
-	await(p.room, "the former holder is granted the lease again", again.began)
-	if again.token <= p.waiter.token {
-		p.Errorf("token %d follows %d", again.token, p.waiter.token)
-	}
-	again.leave()
-	if err := await(p.room, "Run returns", again.result); err != nil {
+	scene.Await(p, "the former holder is granted the lease again", again.Began)
+	scene.Follows(p, again, p.waiter)
+	again.Leave()
+	if err := scene.Await(p, "Run returns", again.Result); err != nil {
 		p.Errorf("the last tenure: %v", err)
 	}
 }
@@ -97,26 +94,24 @@ func (p *pair) goesOn() {
 // tenure outlives the duration as if nothing had been.
 func (p *pair) endures(since time.Time, writes int) {
 	p.Helper()
-	p.pass(time.Until(since.Add(p.duration * 11 / 10)))
+	scene.Pass(p, time.Until(since.Add(p.duration*11/10)))
 	select {
-	case <-p.waiter.began:
+	case <-p.waiter.Began:
 		p.Fatal("the waiter is granted the lease")
 	default:
 	}
-	if !p.holder.alive() {
+	if !p.holder.Alive() {
 		p.Fatalf("the blip cost the lease: %v", p.holder.Context().Err())
 	}
 	if _, n := p.sends.renewed(); n <= writes {
 		p.Errorf("nothing was renewed since: %d writes before and after", n)
 	}
-	p.holder.leave()
-	if err := await(p.room, "Run returns", p.holder.result); err != nil {
+	p.holder.Leave()
+	if err := scene.Await(p, "Run returns", p.holder.Result); err != nil {
 		p.Errorf("the holder's tenure: %v", err)
 	}
-	await(p.room, "the waiter is granted the lease", p.waiter.began)
-	if p.waiter.token <= p.holder.token {
-		p.Errorf("token %d follows %d", p.waiter.token, p.holder.token)
-	}
+	scene.Await(p, "the waiter is granted the lease", p.waiter.Began)
+	scene.Follows(p, p.waiter, p.holder)
 }
 
 // TestHolderStopsFirst: whatever is wrong between a holder and the server, its
@@ -132,7 +127,7 @@ func TestHolderStopsFirst(t *testing.T) {
 		"the write arrives and its reply is lost": func(p *pair) {
 			// Each renewal makes the waiter wait anew; none is known to the holder.
 			p.sends.set(only(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
-				if p.sendsSince(p.holder.granted) > 6 {
+				if p.sendsSince(p.holder.Granted) > 6 {
 					return fail(req, next)
 				}
 				return forgetful(req, next)
@@ -143,7 +138,7 @@ func TestHolderStopsFirst(t *testing.T) {
 			// acknowledgement, the tenure would last longer than the waiter waits.
 			const late = duration / 9
 			p.wire.Delay(late)
-			p.eventually("a renewal is acknowledged late", func() bool {
+			scene.Eventually(p, "a renewal is acknowledged late", func() bool {
 				for _, q := range p.sends.sent(http.MethodPut) {
 					if q.code == http.StatusOK && q.done.Sub(q.sent) >= 2*late {
 						return true
@@ -156,7 +151,7 @@ func TestHolderStopsFirst(t *testing.T) {
 		"the write arrives after most of the duration, then nothing": func(p *pair) {
 			p.wire.Delay(duration * 7 / 10)
 			before := p.object("job").ResourceVersion
-			p.eventually("a renewal arrives", func() bool { return p.object("job").ResourceVersion != before })
+			scene.Eventually(p, "a renewal arrives", func() bool { return p.object("job").ResourceVersion != before })
 			p.wire.Cut()
 		},
 	} {
@@ -187,14 +182,14 @@ func TestBlip(t *testing.T) {
 	for name, fault := range map[string]func(p *pair){
 		"cut": func(p *pair) {
 			p.wire.Cut()
-			p.pass(2 * time.Second)
+			scene.Pass(p, 2*time.Second)
 			p.wire.Heal()
 		},
 		// What was black-holed stays so after Heal, and is never closed: whoever waits
 		// for such a connection waits for ever.
 		"black hole": func(p *pair) {
 			p.wire.BlackHole()
-			p.pass(blip)
+			scene.Pass(p, blip)
 			p.wire.Heal()
 		},
 		"a dead connection that nobody closes": func(p *pair) {
@@ -203,27 +198,27 @@ func TestBlip(t *testing.T) {
 		},
 		"replies lost": func(p *pair) {
 			p.wire.DropReplies()
-			p.pass(blip)
+			scene.Pass(p, blip)
 			p.wire.Heal()
 		},
 		"slow": func(p *pair) {
 			p.wire.Delay(blip / 2)
-			p.pass(blip)
+			scene.Pass(p, blip)
 			p.wire.Delay(0)
 		},
 		"writes fail": func(p *pair) {
 			p.sends.set(only(fail, http.MethodPut))
-			p.pass(blip)
+			scene.Pass(p, blip)
 			p.sends.set(nil)
 		},
 		"the server is busy": func(p *pair) {
 			p.sends.set(only(answer(http.StatusTooManyRequests, busy, "too many requests"), http.MethodPut))
-			p.pass(blip)
+			scene.Pass(p, blip)
 			p.sends.set(nil)
 		},
 		"the server fails": func(p *pair) {
 			p.sends.set(answer(http.StatusServiceUnavailable, nil, "no endpoints available"))
-			p.pass(blip)
+			scene.Pass(p, blip)
 			p.sends.set(nil)
 		},
 	} {
@@ -242,18 +237,18 @@ func TestBlip(t *testing.T) {
 func TestDeadConnections(t *testing.T) {
 	r := enter(t)
 	const duration = 5 * time.Second
-	holder := r.hold(r.lease(r.store(), "job", duration))
+	holder := scene.Hold(r, scene.Lease(r, r.store(), "job", duration))
 	proxy := r.proxy()
-	waiter := r.blocked(r.open(r.k.ConfigVia(servers.Admin, proxy.Addr())), "job", duration)
+	waiter := scene.Blocked(r, r.open(r.k.ConfigVia(servers.Admin, proxy.Addr())), "job", duration)
 	proxy.BlackHole()
 	proxy.Heal()
 	left := time.Now()
-	holder.leave()
-	if err := await(r, "Run returns", holder.result); err != nil {
+	holder.Leave()
+	if err := scene.Await(r, "Run returns", holder.Result); err != nil {
 		t.Error(err)
 	}
-	await(r, "the waiter is granted the lease", waiter.began)
-	t.Logf("granted %v after the holder left", waiter.granted.Sub(left).Round(time.Millisecond))
+	scene.Await(r, "the waiter is granted the lease", waiter.Began)
+	t.Logf("granted %v after the holder left", waiter.Granted.Sub(left).Round(time.Millisecond))
 }
 
 // TestSilentWatch: a stream of events that tells nothing does not keep a waiter
@@ -261,7 +256,7 @@ func TestDeadConnections(t *testing.T) {
 func TestSilentWatch(t *testing.T) {
 	r := enter(t)
 	const duration = 16 * time.Second
-	holder := r.hold(r.lease(r.store(), "job", duration, lease.WithoutRenewal()))
+	holder := scene.Hold(r, scene.Lease(r, r.store(), "job", duration, lease.WithoutRenewal()))
 	cfg, sends := wrap(r.config())
 	sends.set(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
 		resp, err := next.RoundTrip(req)
@@ -270,14 +265,14 @@ func TestSilentWatch(t *testing.T) {
 		}
 		return resp, err
 	})
-	waiter := r.blocked(r.open(cfg), "job", duration)
+	waiter := scene.Blocked(r, r.open(cfg), "job", duration)
 	since := time.Now()
-	holder.leave()
-	if err := await(r, "Run returns", holder.result); err != nil {
+	holder.Leave()
+	if err := scene.Await(r, "Run returns", holder.Result); err != nil {
 		t.Error(err)
 	}
-	await(r, "the waiter is granted the lease", waiter.began)
-	took := waiter.granted.Sub(since)
+	scene.Await(r, "the waiter is granted the lease", waiter.Began)
+	took := waiter.Granted.Sub(since)
 	if took >= duration {
 		t.Errorf("granted only %v after the holder left: the waiter was told nothing, and has watched it for the duration", took)
 	}
@@ -293,22 +288,6 @@ type silence struct {
 func (s *silence) Read([]byte) (int, error) {
 	<-s.ctx.Done()
 	return 0, context.Cause(s.ctx)
-}
-
-// blocked returns one that waits for the lease and knows that it is held.
-func (r *room) blocked(s backend.Store, name string, duration time.Duration) *tenure {
-	r.Helper()
-	told := make(chan struct{}, 1)
-	h := r.run(r.lease(s, name, duration, lease.WithObserver(func(e lease.Event) {
-		if e.Kind == lease.EventBlocked {
-			select {
-			case told <- struct{}{}:
-			default:
-			}
-		}
-	})))
-	await(r, "the waiter is refused", told)
-	return h
 }
 
 // TestServer kills and pauses a server, and sets one up as none is by default.
@@ -327,8 +306,8 @@ func TestServer(t *testing.T) {
 		_, writes := kept.sends.renewed()
 		began := time.Now()
 		down(r)
-		await(r, "the context of the short lease ends", lost.holder.ended)
-		r.pass(time.Until(began.Add(short * 3 / 2))) // the waiter would be let in now
+		scene.Await(r, "the context of the short lease ends", lost.holder.Ended)
+		scene.Pass(r, time.Until(began.Add(short*3/2))) // the waiter would be let in now
 		up(r)
 		over := time.Now()
 		if over.Sub(began) > long*8/10 {
@@ -336,12 +315,12 @@ func TestServer(t *testing.T) {
 		}
 		lost.passesOver()
 		// Everything is as it was, and the server has been told since.
-		awaitFor(r, long, "the long lease is renewed", poll(func() bool { _, n := kept.sends.renewed(); return n > writes }))
-		if !kept.holder.alive() {
+		scene.EventuallyFor(r, long, "the long lease is renewed", func() bool { _, n := kept.sends.renewed(); return n > writes })
+		if !kept.holder.Alive() {
 			t.Errorf("the outage of %v cost a lease of %v: %v", over.Sub(began), long, kept.holder.Context().Err())
 		}
-		kept.holder.leave()
-		await(r, "the waiter of the long lease is granted it", kept.waiter.began)
+		kept.holder.Leave()
+		scene.Await(r, "the waiter of the long lease is granted it", kept.waiter.Began)
 		t.Logf("away for %v", over.Sub(began).Round(time.Millisecond))
 	}
 	must := func(r *room, err error) {
@@ -366,7 +345,7 @@ func TestServer(t *testing.T) {
 		_, writes := p.sends.renewed()
 		began := time.Now()
 		must(r, k.Pause(r.Context()))
-		r.pass(1500 * time.Millisecond)
+		scene.Pass(r, 1500*time.Millisecond)
 		must(r, k.Resume(r.Context()))
 		p.endures(began, writes)
 	})
@@ -387,31 +366,19 @@ func testStrategy(r *room) {
 			r.Skip("this API server does not know spec.strategy")
 		}
 		s := r.store()
-		rec := r.record(s, name)
-		if _, err := s.Acquire(r.Context(), claim(name, "a", time.Second)); holder == "" && !errors.Is(err, backend.ErrUnsupported) || holder != "" && !errors.Is(err, backend.ErrHeld) {
+		rec := scene.Get(r, s, name)
+		if _, err := s.Acquire(r.Context(), scene.Claim(name, "a", time.Second)); holder == "" && !errors.Is(err, backend.ErrUnsupported) || holder != "" && !errors.Is(err, backend.ErrHeld) {
 			r.Errorf("acquire over holder %q and a strategy: %v", holder, err)
 		}
-		c := claim(name, "a", time.Second)
+		c := scene.Claim(name, "a", time.Second)
 		c.Over = rec.Revision
 		_, err := s.Acquire(r.Context(), c)
 		if !errors.Is(err, backend.ErrUnsupported) {
 			r.Errorf("acquire over the revision of holder %q and a strategy: %v", holder, err)
 		}
-		r.mentions(err, "strategy", string(*before.Spec.Strategy))
+		scene.Mentions(r, err, "strategy", string(*before.Spec.Strategy))
 		if after := r.object(name); after.ResourceVersion != before.ResourceVersion {
 			r.Errorf("the object was touched: %v", after.Spec)
 		}
 	}
-}
-
-// poll returns a channel that is closed when cond holds.
-func poll(cond func() bool) <-chan struct{} {
-	done := make(chan struct{})
-	go func() {
-		for end := time.Now().Add(2 * time.Minute); !cond() && time.Now().Before(end); {
-			time.Sleep(20 * time.Millisecond)
-		}
-		close(done)
-	}()
-	return done
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/integration/internal/scene"
 	"github.com/leasehold/leasehold/kubernetes"
 	"github.com/leasehold/leasehold/lease"
 )
@@ -78,7 +78,7 @@ func TestTakenAway(t *testing.T) {
 				r := enter(t)
 				cfg, sends := wrap(r.config())
 				s := r.open(cfg)
-				h := r.hold(r.lease(s, "job", duration))
+				h := scene.Hold(r, scene.Lease(r, s, "job", duration))
 				if renewed { // the token is annotated then
 					if err := h.Renew(t.Context()); err != nil {
 						t.Fatal(err)
@@ -86,7 +86,7 @@ func TestTakenAway(t *testing.T) {
 				}
 				// It is an event that must tell: not the look at the beginning of the watch,
 				// and not that after a second, in case the watch does not begin.
-				r.eventually("the holder watches", func() bool {
+				scene.Eventually(r, "the holder watches", func() bool {
 					for _, q := range sends.sent(http.MethodGet) {
 						if q.watch && q.code == http.StatusOK {
 							return true
@@ -94,23 +94,23 @@ func TestTakenAway(t *testing.T) {
 					}
 					return false
 				})
-				r.pass(1500 * time.Millisecond)
+				scene.Pass(r, 1500*time.Millisecond)
 				began := time.Now()
 				harm.do(r)
-				await(r, "the holder is told", h.ended)
-				if !errors.Is(h.cause, lease.ErrTaken) {
-					t.Errorf("the tenure ended with %v; want ErrTaken", h.cause)
+				scene.Await(r, "the holder is told", h.Ended)
+				if !errors.Is(h.Cause, lease.ErrTaken) {
+					t.Errorf("the tenure ended with %v; want ErrTaken", h.Cause)
 				}
-				t.Logf("told after %v", h.stopped.Sub(began).Round(time.Millisecond))
-				err := await(r, "Run returns", h.result)
+				t.Logf("told after %v", h.Stopped.Sub(began).Round(time.Millisecond))
+				err := scene.Await(r, "Run returns", h.Result)
 				if !errors.Is(err, lease.ErrTaken) {
 					t.Errorf("Run: %v; want ErrTaken", err)
 				}
 				_, err = s.Get(t.Context(), "job")
 				if harm.free || harm.mine && errors.Is(err, backend.ErrNotFound) {
-					rec := r.grant(s, claim("job", "next", time.Second))
-					if rec.Token <= h.token {
-						t.Errorf("token %d follows %d", rec.Token, h.token)
+					rec := scene.Grant(r, s, scene.Claim("job", "next", time.Second))
+					if rec.Token <= h.Grant.Token {
+						t.Errorf("token %d follows %d", rec.Token, h.Grant.Token)
 					}
 					return
 				}
@@ -118,14 +118,14 @@ func TestTakenAway(t *testing.T) {
 				if l := r.object("job"); value(l.Spec.HolderIdentity) == "" {
 					t.Errorf("who lost the lease has freed it: %v", l.Spec)
 				}
-				rec := r.record(s, "job")
-				if rec.Token != 0 && rec.Token <= h.token {
-					t.Errorf("the record has the token %d after %d", rec.Token, h.token)
+				rec := scene.Get(r, s, "job")
+				if rec.Token != 0 && rec.Token <= h.Grant.Token {
+					t.Errorf("the record has the token %d after %d", rec.Token, h.Grant.Token)
 				}
-				c := claim("job", "next", time.Second)
+				c := scene.Claim("job", "next", time.Second)
 				c.Over = rec.Revision
-				if next := r.grant(s, c); next.Token <= max(h.token, rec.Token) {
-					t.Errorf("token %d follows %d and %d", next.Token, h.token, rec.Token)
+				if next := scene.Grant(r, s, c); next.Token <= max(h.Grant.Token, rec.Token) {
+					t.Errorf("token %d follows %d and %d", next.Token, h.Grant.Token, rec.Token)
 				}
 			})
 		}
@@ -150,13 +150,13 @@ func TestTakenAwayUnwatched(t *testing.T) {
 			r.may("holder", []string{"get", "create", "update"})
 			cfg, w := wrap(r.k.Config("holder"))
 			s := r.open(cfg, kubernetes.WithPollInterval(time.Hour), kubernetes.WithLogger(new(journal).logger()))
-			h := r.hold(r.lease(s, "job", 6*time.Second))
-			r.eventually("the first renewal", func() bool { _, n := w.renewed(); return n > 1 })
+			h := scene.Hold(r, scene.Lease(r, s, "job", 6*time.Second))
+			scene.Eventually(r, "the first renewal", func() bool { _, n := w.renewed(); return n > 1 })
 			harm(r)
 			done := time.Now()
-			await(r, "the holder is told", h.ended)
-			if !errors.Is(h.cause, lease.ErrTaken) {
-				t.Errorf("the tenure ended with %v; want ErrTaken", h.cause)
+			scene.Await(r, "the holder is told", h.Ended)
+			if !errors.Is(h.Cause, lease.ErrTaken) {
+				t.Errorf("the tenure ended with %v; want ErrTaken", h.Cause)
 			}
 			puts := w.sent("PUT")
 			if last := puts[len(puts)-1]; last.sent.Before(done) || last.code != 409 {
@@ -180,7 +180,7 @@ func TestCorrupt(t *testing.T) {
 			r := enter(t)
 			s := r.store()
 			refused := make(chan error, 100)
-			h := r.hold(r.lease(s, "job", 6*time.Second, lease.WithObserver(func(e lease.Event) {
+			h := scene.Hold(r, scene.Lease(r, s, "job", 6*time.Second, lease.WithObserver(func(e lease.Event) {
 				if errors.Is(e.Err, backend.ErrCorrupt) {
 					select {
 					case refused <- e.Err:
@@ -195,16 +195,16 @@ func TestCorrupt(t *testing.T) {
 			held := h.Record()
 			r.edit("job", func(l *coordinationv1.Lease) { l.Annotations[tenureAnnotation] = garbage })
 			// It cannot be renewed any more, says why, and ends.
-			await(r, "the holder is told", refused)
-			await(r, "the holder's context ends", h.ended)
-			await(r, "Run returns", h.result)
+			scene.Await(r, "the holder is told", refused)
+			scene.Await(r, "the holder's context ends", h.Ended)
+			scene.Await(r, "Run returns", h.Result)
 			before := r.object("job")
 
 			for who, s := range map[string]*kubernetes.Store{"the holder's client": s, "another": r.store()} {
 				_, getting := s.Get(t.Context(), "job")
-				_, acquiring := s.Acquire(t.Context(), claim("job", "b", time.Second))
+				_, acquiring := s.Acquire(t.Context(), scene.Claim("job", "b", time.Second))
 				_, renewing := s.Renew(t.Context(), held)
-				wrong := claim("job", "b", time.Second)
+				wrong := scene.Claim("job", "b", time.Second)
 				wrong.Over = held.Revision
 				_, forcing := s.Acquire(t.Context(), wrong)
 				for call, err := range map[string]error{"get": getting, "acquire": acquiring, "renew": renewing, "release": s.Release(t.Context(), held), "acquire over an old revision": forcing} {
@@ -216,7 +216,7 @@ func TestCorrupt(t *testing.T) {
 					if corrupt.Name != "job" || !strings.Contains(corrupt.Where, r.namespace+"/job") || corrupt.Revision == "" {
 						t.Errorf("%s, %s: %+v does not say where", who, call, corrupt)
 					}
-					r.mentions(err, r.namespace+"/job", tenureAnnotation)
+					scene.Mentions(r, err, r.namespace+"/job", tenureAnnotation)
 				}
 				listed := make(map[string]error)
 				for rec, err := range backend.List(t.Context(), s, "") {
@@ -226,9 +226,9 @@ func TestCorrupt(t *testing.T) {
 					t.Errorf("%s: list: %v", who, listed)
 				}
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			ctx, cancel := context.WithTimeout(t.Context(), scene.Patience)
 			defer cancel()
-			if err := r.lease(s, "job", time.Second).Await(ctx); !errors.Is(err, backend.ErrCorrupt) {
+			if err := scene.Lease(r, s, "job", time.Second).Await(ctx); !errors.Is(err, backend.ErrCorrupt) {
 				t.Errorf("await: %v; want ErrCorrupt", err)
 			}
 			if after := r.object("job"); after.ResourceVersion != before.ResourceVersion {
@@ -240,13 +240,13 @@ func TestCorrupt(t *testing.T) {
 			if !errors.As(err, &corrupt) {
 				t.Fatal(err)
 			}
-			force := claim("job", "b", time.Second)
+			force := scene.Claim("job", "b", time.Second)
 			force.Over = corrupt.Revision
-			rec := r.grant(r.store(), force)
-			if rec.Token <= h.token {
-				t.Errorf("token %d follows %d", rec.Token, h.token)
+			rec := scene.Grant(r, r.store(), force)
+			if rec.Token <= h.Grant.Token {
+				t.Errorf("token %d follows %d", rec.Token, h.Grant.Token)
 			}
-			if got := r.record(s, "job"); got.Holder != "b" || got.Token != rec.Token {
+			if got := scene.Get(r, s, "job"); got.Holder != "b" || got.Token != rec.Token {
 				t.Errorf("after it was forced: %+v", got)
 			}
 		})
@@ -266,19 +266,19 @@ func TestTokensRise(t *testing.T) {
 		}
 		last = rec.Token
 		for range 2 {
-			if again := r.renew(s, rec); again.Token != rec.Token {
+			if again := scene.Renew(r, s, rec); again.Token != rec.Token {
 				t.Errorf("%s: a renewal changed the token from %d to %d", what, rec.Token, again.Token)
 			}
-			if got := r.record(r.store(), "job"); got.Token != rec.Token {
+			if got := scene.Get(r, r.store(), "job"); got.Token != rec.Token {
 				t.Errorf("%s: another client reads the token %d; it is %d", what, got.Token, rec.Token)
 			}
 		}
 	}
-	take := func() backend.Record { return r.grant(s, claim("job", "a", 10*time.Second)) }
+	take := func() backend.Record { return scene.Grant(r, s, scene.Claim("job", "a", 10*time.Second)) }
 	check("the first", take())
 	r.remove("job")
 	check("after a deletion", take())
-	r.release(s, r.record(s, "job"))
+	scene.Release(r, s, scene.Get(r, s, "job"))
 	check("after a release", take())
 	r.remove("job")
 	r.create("job", coordinationv1.LeaseSpec{})
@@ -288,13 +288,13 @@ func TestTokensRise(t *testing.T) {
 	backup := r.object("job")
 	r.remove("job")
 	r.again(backup)
-	rec := r.record(s, "job")
+	rec := scene.Get(r, s, "job")
 	if rec.Token != 0 {
 		t.Errorf("a restored tenure, whose holder nobody has asked, has the token %d", rec.Token)
 	}
-	c := claim("job", "a", 10*time.Second)
+	c := scene.Claim("job", "a", 10*time.Second)
 	c.Over = rec.Revision
-	check("after a backup was restored", r.grant(s, c))
+	check("after a backup was restored", scene.Grant(r, s, c))
 }
 
 // TestPendingToken: the token of a new object is known to its creator alone until
@@ -303,42 +303,42 @@ func TestTokensRise(t *testing.T) {
 func TestPendingToken(t *testing.T) {
 	r := enter(t)
 	creator, other := r.store(), r.store()
-	c := claim("job", "a", 10*time.Second)
-	rec := r.grant(creator, c)
-	if got := r.record(other, "job"); got.Token != rec.Token {
+	c := scene.Claim("job", "a", 10*time.Second)
+	rec := scene.Grant(r, creator, c)
+	if got := scene.Get(r, other, "job"); got.Token != rec.Token {
 		t.Errorf("nothing was edited, and another reads the token %d; it is %d", got.Token, rec.Token)
 	}
-	early := r.record(other, "job")
+	early := scene.Get(r, other, "job")
 	for i := range 3 {
 		r.edit("job", func(l *coordinationv1.Lease) { l.Labels = map[string]string{"edit": fmt.Sprint(i)} })
 	}
-	if got := r.record(creator, "job"); got.Token != rec.Token {
+	if got := scene.Get(r, creator, "job"); got.Token != rec.Token {
 		t.Errorf("the creator reads the token %d; it was granted %d", got.Token, rec.Token)
 	}
-	bound := r.record(other, "job")
+	bound := scene.Get(r, other, "job")
 	if bound.Token < rec.Token {
 		t.Errorf("another reads the token %d, which is less than %d", bound.Token, rec.Token)
 	}
 	if bound.Attempt != c.Attempt || bound.Holder != "a" {
 		t.Errorf("another does not recognize the tenure: %+v", bound)
 	}
-	if renewed := r.renew(creator, rec); renewed.Token != rec.Token {
+	if renewed := scene.Renew(r, creator, rec); renewed.Token != rec.Token {
 		t.Errorf("the first renewal changed the token from %d to %d", rec.Token, renewed.Token)
 	}
 	for who, s := range map[string]*kubernetes.Store{"the creator": creator, "another": other, "a newcomer": r.store()} {
-		if got := r.record(s, "job"); got.Token != rec.Token {
+		if got := scene.Get(r, s, "job"); got.Token != rec.Token {
 			t.Errorf("after the first renewal %s reads the token %d; it is %d", who, got.Token, rec.Token)
 		}
 	}
 	// What was read while it was pending still names the tenure.
 	for _, old := range []backend.Record{early, bound} {
-		r.renew(other, old)
+		scene.Renew(r, other, old)
 	}
-	r.release(other, bound)
+	scene.Release(r, other, bound)
 	if _, err := creator.Renew(t.Context(), rec); !errors.Is(err, backend.ErrLost) {
 		t.Errorf("a renewal after the release: %v; want ErrLost", err)
 	}
-	if next := r.grant(other, claim("job", "b", 10*time.Second)); next.Token <= bound.Token {
+	if next := scene.Grant(r, other, scene.Claim("job", "b", 10*time.Second)); next.Token <= bound.Token {
 		t.Errorf("token %d follows %d, which others had read", next.Token, bound.Token)
 	}
 }
@@ -352,7 +352,7 @@ func TestLongDead(t *testing.T) {
 		testLongDead(r, duration, time.Second, kubernetes.WithExpiryMargin(time.Second))
 	})
 	t.Run("default margin", func(t *testing.T) {
-		if os.Getenv("LEASEHOLD_SLOW") != "1" {
+		if !scene.Slow() {
 			t.Skip("takes more than a minute: LEASEHOLD_SLOW=1")
 		}
 		testLongDead(enter(t), duration, time.Minute)
@@ -360,24 +360,24 @@ func TestLongDead(t *testing.T) {
 	t.Run("another program's", func(t *testing.T) {
 		r := enter(t)
 		r.create("job", foreignHolder("somebody else", 1))
-		r.pass(4 * time.Second)
-		if err := r.lease(r.store(kubernetes.WithExpiryMargin(time.Second)), "job", time.Minute).Acquire(t.Context()); err != nil {
+		scene.Pass(r, 4*time.Second)
+		if err := scene.Lease(r, r.store(kubernetes.WithExpiryMargin(time.Second)), "job", time.Minute).Acquire(t.Context()); err != nil {
 			t.Errorf("a newcomer does not get what another program left long ago: %v", err)
 		}
 	})
 	t.Run("not judged", func(t *testing.T) {
 		r := enter(t)
-		r.grant(r.store(), claim("job", "dead", time.Second))
-		r.pass(4 * time.Second)
-		if err := r.lease(r.store(kubernetes.WithExpiryMargin(0)), "job", time.Minute).Acquire(t.Context()); !errors.Is(err, backend.ErrHeld) {
+		scene.Grant(r, r.store(), scene.Claim("job", "dead", time.Second))
+		scene.Pass(r, 4*time.Second)
+		if err := scene.Lease(r, r.store(kubernetes.WithExpiryMargin(0)), "job", time.Minute).Acquire(t.Context()); !errors.Is(err, backend.ErrHeld) {
 			t.Errorf("without a margin nothing is expired by the server's clock: %v", err)
 		}
 	})
 	t.Run("freshly dead", func(t *testing.T) {
 		r := enter(t)
 		granted := time.Now()
-		r.grant(r.store(), claim("job", "dead", 4*time.Second))
-		newcomer := r.lease(r.store(), "job", time.Minute)
+		scene.Grant(r, r.store(), scene.Claim("job", "dead", 4*time.Second))
+		newcomer := scene.Lease(r, r.store(), "job", time.Minute)
 		began := time.Now()
 		if err := newcomer.Acquire(t.Context()); !errors.Is(err, backend.ErrHeld) {
 			t.Errorf("the lease of a holder that may be alive: %v", err)
@@ -394,25 +394,25 @@ func TestLongDead(t *testing.T) {
 
 func testLongDead(r *room, duration, margin time.Duration, opts ...kubernetes.Option) {
 	s := r.store(opts...)
-	dead := r.grant(s, claim("job", "dead", duration))
+	dead := scene.Grant(r, s, scene.Claim("job", "dead", duration))
 	asked := time.Now()
-	dead = r.renew(s, dead)
+	dead = scene.Renew(r, s, dead)
 	died := time.Now()
 	// Not before the margin, whoever looks.
 	var seen time.Time
 	for seen.IsZero() {
-		rec := r.record(r.store(opts...), "job")
+		rec := scene.Get(r, r.store(opts...), "job")
 		switch age := time.Since(asked); {
 		case rec.Expired && age < duration+margin:
 			r.Fatalf("called expired after %v, with a duration of %v and a margin of %v", age, duration, margin)
 		case rec.Expired:
 			seen = time.Now()
-		case time.Since(died) > duration+margin+patience:
+		case time.Since(died) > duration+margin+scene.Patience:
 			r.Fatal("never called expired")
 		}
-		r.pass(50 * time.Millisecond)
+		scene.Pass(r, 50*time.Millisecond)
 	}
-	newcomer := r.lease(r.store(opts...), "job", time.Minute)
+	newcomer := scene.Lease(r, r.store(opts...), "job", time.Minute)
 	if err := newcomer.Acquire(r.Context()); err != nil {
 		r.Fatalf("a newcomer does not get what was left long ago: %v", err)
 	}

@@ -23,6 +23,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/integration/internal/scene"
 	"github.com/leasehold/leasehold/integration/internal/servers"
 	"github.com/leasehold/leasehold/integration/internal/wire"
 	"github.com/leasehold/leasehold/kubernetes"
@@ -97,7 +98,7 @@ func (r *room) elector(name, identity string, duration time.Duration, release bo
 func (e *term) leave(r *room) {
 	r.Helper()
 	e.cancel()
-	await(r, "the elector stops", e.done)
+	scene.Await(r, "the elector stops", e.done)
 }
 
 // die is the death of the process: nothing is sent any more. What the process did
@@ -115,15 +116,15 @@ func TestClientGoTakesOver(t *testing.T) {
 	const duration = 4 * time.Second
 	cfg, sends := wrap(r.config())
 	s := r.open(cfg)
-	dead := r.renew(s, r.grant(s, claim("job", "leasehold", duration)))
+	dead := scene.Renew(r, s, scene.Grant(r, s, scene.Claim("job", "leasehold", duration)))
 	last, _ := sends.renewed()
 	e := r.elector("job", "client-go", 10*time.Second, true, nil) // its own duration does not count
-	await(r, "client-go leads", e.began)
+	scene.Await(r, "client-go leads", e.began)
 	if early := last.Add(duration).Sub(e.started); early > 0 {
 		t.Errorf("client-go leads %v before the lease was over", early)
 	}
 	t.Logf("client-go leads %v after the last renewal", e.started.Sub(last).Round(time.Millisecond))
-	rec := r.record(s, "job")
+	rec := scene.Get(r, s, "job")
 	if rec.Holder != "client-go" || rec.Token != 0 || rec.Duration != 10*time.Second || rec.Transitions != dead.Transitions+1 {
 		t.Errorf("client-go's tenure is read as %+v", rec)
 	}
@@ -133,17 +134,17 @@ func TestClientGoTakesOver(t *testing.T) {
 	if err := s.Release(t.Context(), dead); !errors.Is(err, backend.ErrLost) {
 		t.Errorf("the dead holder releases: %v", err)
 	}
-	if _, err := s.Acquire(t.Context(), claim("job", "leasehold", duration)); !errors.Is(err, backend.ErrHeld) {
+	if _, err := s.Acquire(t.Context(), scene.Claim("job", "leasehold", duration)); !errors.Is(err, backend.ErrHeld) {
 		t.Errorf("the dead holder acquires: %v", err)
 	}
 	e.leave(r)
 	uid := r.object("job").UID
-	next := r.grant(s, claim("job", "leasehold", duration))
+	next := scene.Grant(r, s, scene.Claim("job", "leasehold", duration))
 	if next.Token <= dead.Token {
 		t.Errorf("token %d follows %d", next.Token, dead.Token)
 	}
 	// Leasehold created the object, but it is not its own any more.
-	r.release(s, next)
+	scene.Release(r, s, next)
 	l := r.object("job")
 	if l.UID != uid || value(l.Spec.HolderIdentity) != "" || value(l.Spec.LeaseTransitions) != 2 {
 		t.Errorf("what client-go has used is not vacated: %v", l)
@@ -158,13 +159,13 @@ func TestTakesOverFromClientGo(t *testing.T) {
 			r := enter(t)
 			const duration = 4 * time.Second
 			e := r.elector("job", "client-go", duration, false, nil)
-			await(r, "client-go leads", e.began)
+			scene.Await(r, "client-go leads", e.began)
 			uid := r.object("job").UID
-			wait := func() *tenure { return r.run(r.lease(r.store(), "job", 2*time.Second)) } // its own duration does not count
-			var h *tenure
+			wait := func() *scene.Tenure { return scene.Run(r, scene.Lease(r, r.store(), "job", 2*time.Second)) } // its own duration does not count
+			var h *scene.Tenure
 			if early {
 				h = wait()
-				r.eventually("client-go renews beside a waiter", func() bool { _, n := e.sends.renewed(); return n > 3 })
+				scene.Eventually(r, "client-go renews beside a waiter", func() bool { _, n := e.sends.renewed(); return n > 3 })
 			}
 			e.die(r)
 			since, _ := e.sends.renewed()
@@ -172,16 +173,16 @@ func TestTakesOverFromClientGo(t *testing.T) {
 				since = time.Now()
 				h = wait()
 			}
-			await(r, "Leasehold is granted the lease", h.began)
-			if short := since.Add(duration * 101 / 100).Sub(h.granted); short > 0 {
+			scene.Await(r, "Leasehold is granted the lease", h.Began)
+			if short := since.Add(duration * 101 / 100).Sub(h.Granted); short > 0 {
 				t.Errorf("taken over %v too early", short)
 			}
-			t.Logf("granted after %v", h.granted.Sub(since).Round(time.Millisecond))
+			t.Logf("granted after %v", h.Granted.Sub(since).Round(time.Millisecond))
 			if l := r.object("job"); value(l.Spec.LeaseTransitions) != 1 || value(l.Spec.LeaseDurationSeconds) != 2 {
 				t.Errorf("client-go reads %v", l.Spec)
 			}
-			h.leave()
-			if err := await(r, "Run returns", h.result); err != nil {
+			h.Leave()
+			if err := scene.Await(r, "Run returns", h.Result); err != nil {
 				t.Error(err)
 			}
 			if l := r.object("job"); l.UID != uid || value(l.Spec.HolderIdentity) != "" || value(l.Spec.LeaseTransitions) != 1 {
@@ -194,23 +195,23 @@ func TestTakesOverFromClientGo(t *testing.T) {
 // TestCleanHandover in both directions: nobody waits for a duration.
 func TestCleanHandover(t *testing.T) {
 	r := enter(t)
-	const duration = 4 * patience // on both sides: nobody gets what is not released
+	const duration = 4 * scene.Patience // on both sides: nobody gets what is not released
 	first := r.elector("job", "client-go", duration, true, nil)
-	await(r, "client-go leads", first.began)
-	h := r.blocked(r.store(), "job", duration)
+	scene.Await(r, "client-go leads", first.began)
+	h := scene.Blocked(r, r.store(), "job", duration)
 	left := time.Now()
 	first.leave(r)
-	await(r, "Leasehold is granted what client-go released", h.began)
-	t.Logf("client-go to Leasehold: %v", h.granted.Sub(left).Round(time.Millisecond))
+	scene.Await(r, "Leasehold is granted what client-go released", h.Began)
+	t.Logf("client-go to Leasehold: %v", h.Granted.Sub(left).Round(time.Millisecond))
 
 	second := r.elector("job", "client-go-2", 4*time.Second, true, nil)
-	r.eventually("client-go looks", func() bool { return len(second.sends.sent(http.MethodGet)) > 1 })
+	scene.Eventually(r, "client-go looks", func() bool { return len(second.sends.sent(http.MethodGet)) > 1 })
 	left = time.Now()
-	h.leave()
-	if err := await(r, "Run returns", h.result); err != nil {
+	h.Leave()
+	if err := scene.Await(r, "Run returns", h.Result); err != nil {
 		t.Error(err)
 	}
-	await(r, "client-go leads", second.began)
+	scene.Await(r, "client-go leads", second.began)
 	t.Logf("Leasehold to client-go: %v", second.started.Sub(left).Round(time.Millisecond))
 	if n := value(r.object("job").Spec.LeaseTransitions); n != 2 {
 		t.Errorf("%d transitions after two hand-overs", n)
@@ -237,13 +238,13 @@ func TestOwnObject(t *testing.T) {
 		for _, known := range []bool{true, false} { // whether the client remembers the object
 			name := fmt.Sprintf("%s-%v", name, known)
 			s := r.store(c.opts...)
-			rec := r.grant(s, claim(name, "a", 10*time.Second))
+			rec := scene.Grant(r, s, scene.Claim(name, "a", 10*time.Second))
 			uid := r.object(name).UID
 			c.do(name)
 			if known {
-				rec = r.renew(s, rec)
+				rec = scene.Renew(r, s, rec)
 			}
-			r.release(s, rec)
+			scene.Release(r, s, rec)
 			l, err := r.leases.Get(t.Context(), name, metav1.GetOptions{})
 			switch {
 			case c.gone && !apierrors.IsNotFound(err):
@@ -253,7 +254,7 @@ func TestOwnObject(t *testing.T) {
 			case err != nil || l.UID != uid || value(l.Spec.HolderIdentity) != "" || l.DeletionTimestamp != nil:
 				t.Errorf("%s: it was not vacated: %v, %v", name, l, err)
 			}
-			if next := r.grant(s, claim(name, "b", 10*time.Second)); next.Token <= rec.Token || next.Transitions <= rec.Transitions {
+			if next := scene.Grant(r, s, scene.Claim(name, "b", 10*time.Second)); next.Token <= rec.Token || next.Transitions <= rec.Transitions {
 				t.Errorf("%s: %+v follows %+v", name, next, rec)
 			}
 			if len(l.Finalizers) > 0 {
@@ -269,7 +270,7 @@ func TestOwnObject(t *testing.T) {
 // TestKubectl: the column that a person sees.
 func TestKubectl(t *testing.T) {
 	r := enter(t)
-	l := r.lease(r.store(), "job", 10*time.Second)
+	l := scene.Lease(r, r.store(), "job", 10*time.Second)
 	if err := l.Acquire(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -330,11 +331,11 @@ func TestMissingFields(t *testing.T) {
 			r := enter(t)
 			before := r.create("job", spec)
 			s := r.store()
-			rec := r.record(s, "job")
+			rec := scene.Get(r, s, "job")
 			if rec.Vacant() != (spec.HolderIdentity == nil) || rec.Token != 0 || rec.Expired {
 				t.Errorf("%v is read as %+v", spec, rec)
 			}
-			l := r.lease(s, "job", time.Second)
+			l := scene.Lease(r, s, "job", time.Second)
 			began := time.Now()
 			err := l.Acquire(t.Context())
 			if spec.HolderIdentity == nil {
@@ -374,7 +375,7 @@ func TestMissingFields(t *testing.T) {
 func TestEditsByOthers(t *testing.T) {
 	r := enter(t)
 	s := r.store(kubernetes.WithVacate(), kubernetes.WithLabels(map[string]string{"app": "ours"}))
-	h := r.hold(r.lease(s, "job", 3*time.Second, lease.WithRenewInterval(50*time.Millisecond), lease.WithMetadata(map[string]string{"version": "1"})))
+	h := scene.Hold(r, scene.Lease(r, s, "job", 3*time.Second, lease.WithRenewInterval(50*time.Millisecond), lease.WithMetadata(map[string]string{"version": "1"})))
 	put := func(l *coordinationv1.Lease, label, note string) {
 		if l.Labels == nil {
 			l.Labels = make(map[string]string)
@@ -388,8 +389,8 @@ func TestEditsByOthers(t *testing.T) {
 		labels, notes = append(labels, label), append(notes, note)
 		r.edit("job", func(l *coordinationv1.Lease) { put(l, label, note) })
 	}
-	r.pass(4 * time.Second)
-	if !h.alive() {
+	scene.Pass(r, 4*time.Second)
+	if !h.Alive() {
 		t.Fatalf("edits of others have cost the lease: %v", h.Context().Err())
 	}
 	kept := func(when string) {
@@ -405,17 +406,17 @@ func TestEditsByOthers(t *testing.T) {
 		}
 	}
 	kept("renewals")
-	h.leave()
-	if err := await(r, "Run returns", h.result); err != nil {
+	h.Leave()
+	if err := scene.Await(r, "Run returns", h.Result); err != nil {
 		t.Error(err)
 	}
 	kept("release")
 	// A takeover: the next one dies, and is waited for.
-	r.grant(s, claim("job", "dead", time.Second))
+	scene.Grant(r, s, scene.Claim("job", "dead", time.Second))
 	kept("acquire")
-	next := r.hold(r.lease(s, "job", 3*time.Second))
+	next := scene.Hold(r, scene.Lease(r, s, "job", 3*time.Second))
 	kept("takeover")
-	if got := r.record(s, "job"); len(got.Metadata) != 0 || next.token <= h.token {
+	if got := scene.Get(r, s, "job"); len(got.Metadata) != 0 || next.Grant.Token <= h.Grant.Token {
 		t.Errorf("the new tenure is %+v", got)
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/leasehold/leasehold/backend"
 	"github.com/leasehold/leasehold/backend/memory"
+	"github.com/leasehold/leasehold/integration/internal/scene"
 	"github.com/leasehold/leasehold/kubernetes"
 )
 
@@ -74,11 +75,11 @@ func TestElectorOnLock(t *testing.T) {
 				},
 			})
 		}()
-		await(r, "the elector leads", leading)
-		r.pass(time.Second) // renewals
-		inside.Add(-1)      // its work is done
+		scene.Await(r, "the elector leads", leading)
+		scene.Pass(r, time.Second) // renewals
+		inside.Add(-1)             // its work is done
 		cancel()
-		await(r, "the elector stops", stopped)
+		scene.Await(r, "the elector stops", stopped)
 	}
 	if led.Load() != 6 {
 		t.Errorf("%d led, want 6", led.Load())
@@ -130,13 +131,13 @@ func TestManagerOnLock(t *testing.T) {
 				go func() { ended <- mgr.Start(ctx) }()
 				return leads, func() {
 					cancel()
-					if err := await(r, "the manager stops", ended); err != nil {
+					if err := scene.Await(r, "the manager stops", ended); err != nil {
 						t.Error(err)
 					}
 				}
 			}
 			first, stopFirst := start("first")
-			await(r, "the first manager leads", first)
+			scene.Await(r, "the first manager leads", first)
 			second, stopSecond := start("second")
 			select {
 			case <-second:
@@ -144,7 +145,7 @@ func TestManagerOnLock(t *testing.T) {
 			case <-time.After(time.Second):
 			}
 			stopFirst()
-			await(r, "the second manager leads", second)
+			scene.Await(r, "the second manager leads", second)
 			stopSecond()
 		})
 	}

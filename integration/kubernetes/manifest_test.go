@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/integration/internal/scene"
 	"github.com/leasehold/leasehold/kubernetes"
 	"github.com/leasehold/leasehold/lease"
 )
@@ -101,7 +102,7 @@ func (r *room) bind(user, role string) {
 // knows waits until the authorizer has seen the roles, by a call that they allow.
 func (r *room) knows(call func() error) {
 	r.Helper()
-	r.eventually("the authorizer knows the role", func() bool { return !errors.Is(call(), backend.ErrDenied) })
+	scene.Eventually(r, "the authorizer knows the role", func() bool { return !errors.Is(call(), backend.ErrDenied) })
 }
 
 // TestRoles: each role of the manifests is enough for what it says, and gives no
@@ -119,8 +120,8 @@ func TestRoles(t *testing.T) {
 	}
 	r.knows(func() error { _, err := s.Get(t.Context(), "job"); return err })
 
-	rec := r.grant(s, claim("job", "alice", 15*time.Second))
-	r.release(s, r.renew(s, rec))
+	rec := scene.Grant(r, s, scene.Claim("job", "alice", 15*time.Second))
+	scene.Release(r, s, scene.Renew(r, s, rec))
 	if o := r.object("job"); o.Spec.HolderIdentity == nil || *o.Spec.HolderIdentity != "" {
 		t.Errorf("without delete the object is not vacated but %+v", o.Spec)
 	}
@@ -141,10 +142,10 @@ func TestRoles(t *testing.T) {
 	r.bind("deleter", "leasehold-deleter")
 	d := r.open(r.k.Config("deleter"))
 	r.knows(func() error { _, err := d.Get(t.Context(), "other"); return err })
-	r.eventually("the object is deleted", func() bool {
+	scene.Eventually(r, "the object is deleted", func() bool {
 		// The two bindings may become known one after the other.
 		fresh := r.open(r.k.Config("deleter"))
-		r.release(fresh, r.grant(fresh, claim("other", "bob", 15*time.Second)))
+		scene.Release(r, fresh, scene.Grant(r, fresh, scene.Claim("other", "bob", 15*time.Second)))
 		_, err := fresh.Get(t.Context(), "other")
 		return errors.Is(err, backend.ErrNotFound)
 	})
@@ -157,7 +158,7 @@ func TestNamedLease(t *testing.T) {
 	r.bind("holder", "leasehold-nightly-report")
 	s := r.open(r.k.Config("holder"))
 	r.knows(func() error { _, err := s.Get(t.Context(), "nightly-report"); return err })
-	l := r.lease(s, "nightly-report", 15*time.Second)
+	l := scene.Lease(r, s, "nightly-report", 15*time.Second)
 	for range 2 {
 		if err := l.Acquire(t.Context()); err != nil {
 			t.Fatal(err)
@@ -169,7 +170,7 @@ func TestNamedLease(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.Acquire(t.Context(), claim("another", "alice", 15*time.Second)); !errors.Is(err, backend.ErrDenied) {
+	if _, err := s.Acquire(t.Context(), scene.Claim("another", "alice", 15*time.Second)); !errors.Is(err, backend.ErrDenied) {
 		t.Errorf("another lease: %v, want ErrDenied", err)
 	}
 }
@@ -205,7 +206,7 @@ func TestDeployment(t *testing.T) {
 	})
 	var replicas []*lease.Lease
 	for range 3 {
-		replicas = append(replicas, r.lease(r.open(account(), kubernetes.WithLogger(failing(t))), "leader-example", 15*time.Second))
+		replicas = append(replicas, scene.Lease(r, r.open(account(), kubernetes.WithLogger(failing(t))), "leader-example", 15*time.Second))
 	}
 	leading := make(chan *lease.Lease, len(replicas))
 	for _, l := range replicas {
@@ -217,7 +218,7 @@ func TestDeployment(t *testing.T) {
 	}
 	var last uint64
 	for range replicas {
-		l := await(r, "somebody leads", leading)
+		l := scene.Await(r, "somebody leads", leading)
 		if l.Token() <= last {
 			t.Errorf("token %d after %d", l.Token(), last)
 		}

@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/leasehold/leasehold/backend"
+	"github.com/leasehold/leasehold/integration/internal/scene"
 	"github.com/leasehold/leasehold/kubernetes"
 	"github.com/leasehold/leasehold/lease"
 )
@@ -46,7 +47,7 @@ func (r *room) denies(what string, err error, verb string) {
 		r.Errorf("%s without the verb %s: %v; want ErrDenied", what, verb, err)
 		return
 	}
-	r.mentions(err, `"`+verb+`"`, `"leases"`, `"coordination.k8s.io"`, r.namespace)
+	scene.Mentions(r, err, `"`+verb+`"`, `"leases"`, `"coordination.k8s.io"`, r.namespace)
 }
 
 // journal is a log that can be read while it is written.
@@ -77,34 +78,34 @@ func TestRoleOfHolder(t *testing.T) {
 	log := new(journal)
 	const duration = 3 * time.Second
 	s := r.open(r.k.Config("holder"), kubernetes.WithLogger(log.logger()), kubernetes.WithPollInterval(100*time.Millisecond))
-	first := r.hold(r.lease(s, "job", duration))
-	second := r.run(r.lease(s, "job", duration))
-	third := r.run(r.lease(s, "job", duration))
-	r.pass(duration * 3 / 2)
-	if !first.alive() {
+	first := scene.Hold(r, scene.Lease(r, s, "job", duration))
+	second := scene.Run(r, scene.Lease(r, s, "job", duration))
+	third := scene.Run(r, scene.Lease(r, s, "job", duration))
+	scene.Pass(r, duration*3/2)
+	if !first.Alive() {
 		t.Fatalf("the lease is not renewed: %v", first.Context().Err())
 	}
-	first.leave()
-	if err := await(r, "Run returns", first.result); err != nil {
+	first.Leave()
+	if err := scene.Await(r, "Run returns", first.Result); err != nil {
 		t.Error(err)
 	}
 	left := r.object("job") // vacated, or taken again by now
 	if value(left.Spec.HolderIdentity) == string(first.Holder()) {
 		t.Errorf("the object still names who has released it: %v", left.Spec)
 	}
-	var next, last *tenure
+	var next, last *scene.Tenure
 	select {
-	case <-second.began:
+	case <-second.Began:
 		next, last = second, third
-	case <-third.began:
+	case <-third.Began:
 		next, last = third, second
-	case <-time.After(patience):
+	case <-time.After(scene.Patience):
 		t.Fatal("nobody is granted the lease that was released")
 	}
-	next.leave()
-	await(r, "the last is granted the lease", last.began)
-	if !(first.token < next.token && next.token < last.token) {
-		t.Errorf("tokens do not rise: %d, %d, %d", first.token, next.token, last.token)
+	next.Leave()
+	scene.Await(r, "the last is granted the lease", last.Began)
+	if !(first.Grant.Token < next.Grant.Token && next.Grant.Token < last.Grant.Token) {
+		t.Errorf("tokens do not rise: %d, %d, %d", first.Grant.Token, next.Grant.Token, last.Grant.Token)
 	}
 	if value(r.object("job").Spec.LeaseTransitions) != 2 {
 		t.Errorf("the object was not kept: %v", r.object("job").Spec)
@@ -132,25 +133,23 @@ func TestRoleWithoutWatch(t *testing.T) {
 	r.may("lister", []string{"get", "list", "create", "update", "delete"})
 	log := new(journal)
 	s := r.open(r.k.Config("lister"), kubernetes.WithLogger(log.logger()), kubernetes.WithPollInterval(100*time.Millisecond))
-	holder := r.hold(r.lease(s, "job", 30*time.Second))
-	waiter := r.run(r.lease(s, "job", 30*time.Second))
-	r.eventually("the store says that it polls", func() bool { return strings.Contains(strings.Join(log.lines(), "\n"), "level=WARN") })
-	holder.leave()
-	await(r, "the waiter is granted the lease", waiter.began)
-	if waiter.token <= holder.token {
-		t.Errorf("token %d follows %d", waiter.token, holder.token)
-	}
+	holder := scene.Hold(r, scene.Lease(r, s, "job", 30*time.Second))
+	waiter := scene.Run(r, scene.Lease(r, s, "job", 30*time.Second))
+	scene.Eventually(r, "the store says that it polls", func() bool { return strings.Contains(strings.Join(log.lines(), "\n"), "level=WARN") })
+	holder.Leave()
+	scene.Await(r, "the waiter is granted the lease", waiter.Began)
+	scene.Follows(r, waiter, holder)
 }
 
 func TestRoleWithoutUpdate(t *testing.T) {
 	r := enter(t)
 	r.may("holder", []string{"get", "create"})
 	s := r.open(r.k.Config("holder"))
-	rec := r.grant(s, claim("job", "a", 10*time.Second))
+	rec := scene.Grant(r, s, scene.Claim("job", "a", 10*time.Second))
 	_, err := s.Renew(t.Context(), rec)
 	r.denies("renew", err, "update")
 	r.denies("release", s.Release(t.Context(), rec), "update")
-	l := r.lease(s, "other", 10*time.Second, lease.WithoutRenewal())
+	l := scene.Lease(r, s, "other", 10*time.Second, lease.WithoutRenewal())
 	if err := l.Acquire(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -165,13 +164,13 @@ func TestRoleWithoutGet(t *testing.T) {
 	r.may("holder", []string{"create", "update"})
 	s := r.open(r.k.Config("holder"))
 	// One request each, none of which reads.
-	rec := r.grant(s, claim("job", "a", 10*time.Second))
-	rec = r.renew(s, rec)
+	rec := scene.Grant(r, s, scene.Claim("job", "a", 10*time.Second))
+	rec = scene.Renew(r, s, rec)
 	_, err := s.Get(t.Context(), "job")
 	r.denies("get", err, "get")
-	_, err = r.open(r.k.Config("holder")).Acquire(t.Context(), claim("job", "b", 10*time.Second))
+	_, err = r.open(r.k.Config("holder")).Acquire(t.Context(), scene.Claim("job", "b", 10*time.Second))
 	r.denies("acquire what is held", err, "get")
-	r.release(s, rec)
+	scene.Release(r, s, rec)
 }
 
 // TestRoleOfNames: objects that somebody else creates, and a role for them alone.
@@ -181,12 +180,12 @@ func TestRoleOfNames(t *testing.T) {
 	before := r.create("job", coordinationv1.LeaseSpec{})
 	cfg, w := wrap(r.k.Config("deleter"))
 	s := r.open(cfg)
-	rec := r.grant(s, claim("job", "a", 10*time.Second))
+	rec := scene.Grant(r, s, scene.Claim("job", "a", 10*time.Second))
 	if n := len(w.sent(http.MethodPut)); n != 1 {
 		t.Errorf("acquired by %d PUTs: %+v", n, w.sent(""))
 	}
-	rec = r.renew(s, rec)
-	r.release(s, rec)
+	rec = scene.Renew(r, s, rec)
+	scene.Release(r, s, rec)
 	after := r.object("job")
 	if after.UID != before.UID || value(after.Spec.HolderIdentity) != "" {
 		t.Errorf("the object is not vacated: %v", after)
@@ -194,11 +193,11 @@ func TestRoleOfNames(t *testing.T) {
 	if n := len(w.sent(http.MethodDelete)); n != 0 {
 		t.Errorf("%d DELETEs of an object that is another's", n)
 	}
-	again := r.grant(r.open(r.k.Config("deleter")), claim("job", "b", 10*time.Second))
+	again := scene.Grant(r, r.open(r.k.Config("deleter")), scene.Claim("job", "b", 10*time.Second))
 	if again.Token <= rec.Token {
 		t.Errorf("token %d follows %d", again.Token, rec.Token)
 	}
-	_, err := s.Acquire(t.Context(), claim("another", "a", 10*time.Second))
+	_, err := s.Acquire(t.Context(), scene.Claim("another", "a", 10*time.Second))
 	r.denies("acquire another name", err, "create")
 }
 
@@ -209,7 +208,7 @@ func TestRoleOfNobody(t *testing.T) {
 	_, err := s.Get(t.Context(), "job")
 	r.denies("get", err, "get")
 	for _, name := range []string{"job", "absent"} {
-		_, err = s.Acquire(t.Context(), claim(name, "a", 10*time.Second))
+		_, err = s.Acquire(t.Context(), scene.Claim(name, "a", 10*time.Second))
 		r.denies("acquire", err, "create")
 	}
 	for _, err := range backend.List(t.Context(), s, "") {
@@ -223,9 +222,9 @@ func TestRoleOfNobody(t *testing.T) {
 		r.denies("watch", err, "get")
 	}
 	// Waiting does not help, so Await does not wait.
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), scene.Patience)
 	defer cancel()
-	err = r.lease(s, "job", 10*time.Second).Await(ctx)
+	err = scene.Lease(r, s, "job", 10*time.Second).Await(ctx)
 	r.denies("await", err, "create")
 	if ctx.Err() != nil {
 		t.Error("Await waited for a permission that is not granted")
@@ -243,7 +242,7 @@ func TestNamespace(t *testing.T) {
 		return s
 	}
 	admin := r.client(r.config())
-	c := claim("job", "a", 10*time.Second)
+	c := scene.Claim("job", "a", 10*time.Second)
 
 	t.Run("absent", func(t *testing.T) {
 		r := r.within(t)
@@ -252,7 +251,7 @@ func TestNamespace(t *testing.T) {
 		if !errors.Is(err, backend.ErrInvalid) {
 			t.Errorf("acquire: %v; want ErrInvalid", err)
 		}
-		r.mentions(err, absent, "does not exist", "WithCreateNamespace")
+		scene.Mentions(r, err, absent, "does not exist", "WithCreateNamespace")
 		if _, err := open(r.config(), absent).Get(t.Context(), "job"); !errors.Is(err, backend.ErrNotFound) {
 			t.Errorf("get: %v; want ErrNotFound", err)
 		}
@@ -278,7 +277,7 @@ func TestNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { admin.RbacV1().ClusterRoleBindings().Delete(clean, role.Name, metav1.DeleteOptions{}) })
-	r.eventually("the role is known", func() bool {
+	scene.Eventually(r, "the role is known", func() bool {
 		_, err := open(r.k.Config("watcher"), r.namespace).Get(t.Context(), "absent")
 		return errors.Is(err, backend.ErrNotFound)
 	})
@@ -290,7 +289,7 @@ func TestNamespace(t *testing.T) {
 		if !errors.Is(err, backend.ErrDenied) {
 			t.Errorf("acquire: %v; want ErrDenied", err)
 		}
-		r.mentions(err, wanted, `"create"`, `"namespaces"`)
+		scene.Mentions(r, err, wanted, `"create"`, `"namespaces"`)
 	})
 	t.Run("created", func(t *testing.T) {
 		r := r.within(t)
@@ -301,7 +300,7 @@ func TestNamespace(t *testing.T) {
 		t.Cleanup(func() { admin.CoreV1().Namespaces().Delete(clean, wanted, metav1.DeleteOptions{}) })
 		s := open(r.k.Config("watcher"), wanted, kubernetes.WithCreateNamespace())
 		var rec backend.Record
-		r.eventually("the namespace is created", func() bool {
+		scene.Eventually(r, "the namespace is created", func() bool {
 			var err error
 			rec, err = s.Acquire(t.Context(), c)
 			if err != nil && !errors.Is(err, backend.ErrDenied) {
@@ -309,7 +308,7 @@ func TestNamespace(t *testing.T) {
 			}
 			return err == nil
 		})
-		r.renew(s, rec)
+		scene.Renew(r, s, rec)
 	})
 
 	t.Run("being deleted", func(t *testing.T) {
@@ -319,7 +318,7 @@ func TestNamespace(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := open(r.config(), doomed, kubernetes.WithCreateNamespace())
-		held := r.grant(s, claim("held", "a", 10*time.Second))
+		held := scene.Grant(r, s, scene.Claim("held", "a", 10*time.Second))
 		// It keeps the namespace from going away where somebody clears them up.
 		leases := admin.CoordinationV1().Leases(doomed)
 		l, err := leases.Get(t.Context(), "held", metav1.GetOptions{})
@@ -336,7 +335,7 @@ func TestNamespace(t *testing.T) {
 		if err := admin.CoreV1().Namespaces().Delete(t.Context(), doomed, metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		r.eventually("the namespace is being deleted", func() bool {
+		scene.Eventually(r, "the namespace is being deleted", func() bool {
 			ns, err := admin.CoreV1().Namespaces().Get(t.Context(), doomed, metav1.GetOptions{})
 			return err == nil && ns.Status.Phase == corev1.NamespaceTerminating
 		})
@@ -344,10 +343,10 @@ func TestNamespace(t *testing.T) {
 		if !errors.Is(err, backend.ErrDenied) {
 			t.Errorf("acquire: %v; want ErrDenied", err)
 		}
-		r.mentions(err, doomed, "being deleted")
+		scene.Mentions(r, err, doomed, "being deleted")
 		// What is held already goes on to be, until it is taken away.
-		held = r.renew(s, held)
-		r.release(s, held)
+		held = scene.Renew(r, s, held)
+		scene.Release(r, s, held)
 	})
 }
 
@@ -366,7 +365,7 @@ func calls(ctx context.Context, s *kubernetes.Store) map[string]error {
 	rec := backend.Record{Name: "job", Holder: "a", Token: 1, Revision: "1/1", Duration: 10 * time.Second}
 	got := make(map[string]error)
 	_, got["get"] = s.Get(ctx, "job")
-	_, got["acquire"] = s.Acquire(ctx, claim("job", "a", 10*time.Second))
+	_, got["acquire"] = s.Acquire(ctx, scene.Claim("job", "a", 10*time.Second))
 	_, got["renew"] = s.Renew(ctx, rec)
 	got["release"] = s.Release(ctx, rec)
 	return got
@@ -419,7 +418,7 @@ func TestWrongAddress(t *testing.T) {
 			r := r.within(t)
 			cfg := r.config()
 			c.change(cfg)
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			ctx, cancel := context.WithTimeout(t.Context(), scene.Patience)
 			defer cancel()
 			for call, err := range calls(ctx, r.open(cfg)) {
 				switch {
@@ -436,7 +435,7 @@ func TestWrongAddress(t *testing.T) {
 						t.Errorf("%s: %v: as if the server had spoken of a lease", call, err)
 					}
 				}
-				r.mentions(err, c.words...)
+				scene.Mentions(r, err, c.words...)
 				if len(err.Error()) > 1000 || strings.Contains(err.Error(), "%!") || strings.Contains(err.Error(), "nonsense") {
 					t.Errorf("%s: nobody wants to read this: %v", call, err)
 				}
@@ -454,7 +453,7 @@ func TestBusyServer(t *testing.T) {
 	r := enter(t)
 	for name, call := range map[string]func(r *room, s *kubernetes.Store, rec backend.Record) error{
 		"acquire": func(r *room, s *kubernetes.Store, rec backend.Record) error {
-			_, err := s.Acquire(r.Context(), claim("free", "a", 10*time.Second))
+			_, err := s.Acquire(r.Context(), scene.Claim("free", "a", 10*time.Second))
 			return err
 		},
 		"renew": func(r *room, s *kubernetes.Store, rec backend.Record) error {
@@ -472,7 +471,7 @@ func TestBusyServer(t *testing.T) {
 			r := roomOn(t, r.k)
 			cfg, w := wrap(r.config())
 			s := r.open(cfg)
-			rec := r.grant(s, claim("job", "a", 20*time.Second))
+			rec := scene.Grant(r, s, scene.Claim("job", "a", 20*time.Second))
 			already := len(w.sent(""))
 			var mu sync.Mutex
 			left := 2
@@ -511,7 +510,7 @@ func TestBusyServer(t *testing.T) {
 			if err == nil || backend.Definite(err) {
 				t.Errorf("%s: %v", call, err)
 			}
-			r.mentions(err, "busy", "3600 s")
+			scene.Mentions(r, err, "busy", "3600 s")
 		}
 		if ctx.Err() != nil {
 			t.Error("the calls have waited for what could not come in time")
@@ -528,23 +527,23 @@ func TestFailingServer(t *testing.T) {
 			cfg, w := wrap(r.config())
 			s := r.open(cfg)
 			name := strings.ToLower(http.StatusText(code)) + "/" + header.Get("Retry-After")
-			rec := r.grant(s, claim(name, "a", 20*time.Second))
+			rec := scene.Grant(r, s, scene.Claim(name, "a", 20*time.Second))
 			already := len(w.sent(""))
 			w.set(only(answer(code, header, "no endpoints available"), http.MethodPut, http.MethodPost, http.MethodDelete))
-			_, acquiring := s.Acquire(t.Context(), claim("free", "a", 10*time.Second))
+			_, acquiring := s.Acquire(t.Context(), scene.Claim("free", "a", 10*time.Second))
 			_, renewing := s.Renew(t.Context(), rec)
 			releasing := s.Release(t.Context(), rec)
 			for call, err := range map[string]error{"acquire": acquiring, "renew": renewing, "release": releasing} {
 				if err == nil || backend.Definite(err) {
 					t.Errorf("%d, %v: %s: %v; the outcome is unknown", code, header, call, err)
 				}
-				r.mentions(err, "failed", strconv.Itoa(code))
+				scene.Mentions(r, err, "failed", strconv.Itoa(code))
 			}
 			if n := len(w.sent("")) - already; n != 3 {
 				t.Errorf("%d, %v: %d requests for three calls: %+v", code, header, n, w.sent("")[already:])
 			}
 			w.set(nil)
-			r.release(s, r.renew(s, rec))
+			scene.Release(r, s, scene.Renew(r, s, rec))
 		}
 	}
 	if _, err := r.leases.Get(t.Context(), "free", metav1.GetOptions{}); !apierrors.IsNotFound(err) {

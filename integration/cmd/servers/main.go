@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -31,6 +32,15 @@ const help = `Usage: go run ./cmd/servers COMMAND
       --password                nobody but root may do anything
       --url-file FILE           where to write its URL once it is ready
       --processes               no containers
+  run redis                   start a Redis for trying things, until Ctrl-C
+      --replicas N              how many replicas it has (default: 0)
+      --sentinel                three sentinels watch it
+      --cluster                 a cluster of three nodes
+      --tls                     with a certificate, and one for clients
+      --password                nobody but admin may do anything
+      --persistence             what is stored survives
+      --url-file FILE           where to write its URL once it is ready
+      --processes               no containers
   sweep                       remove the containers, networks and folders of runs that have died
       --all                     and of all others
 
@@ -44,8 +54,12 @@ Environment:
   LEASEHOLD_TEST_ETCD_CACERT           a file: speak TLS
   LEASEHOLD_TEST_ETCD_CERT             a file, if it wants certificates of clients; and
   LEASEHOLD_TEST_ETCD_KEY              a file
+  LEASEHOLD_TEST_REDIS_ADDRS           use this Redis: host:port, or those of all nodes of a cluster
+  LEASEHOLD_TEST_REDIS_USER, _PASSWORD, _CACERT, _CERT, _KEY
+                                       likewise
   LEASEHOLD_TEST_KUBE_APISERVER_IMAGE  use this image, "none": no image
   LEASEHOLD_TEST_ETCD_IMAGE            likewise
+  LEASEHOLD_TEST_REDIS_IMAGE           likewise
   KUBEBUILDER_ASSETS                   a folder with kube-apiserver and etcd
   LEASEHOLD_TEST_BUILD=off             do not build servers
   LEASEHOLD_TEST_DOCKER=off            do not use Docker
@@ -107,13 +121,15 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	case "run":
 		switch {
 		case len(args) < 2:
-			return usageError("run what? There are: kubernetes, etcd")
+			return usageError("run what? There are: kubernetes, etcd, redis")
 		case args[1] == "kubernetes":
 			return runKubernetes(ctx, out, flags, func() error { return parse(args[2:]) })
 		case args[1] == "etcd":
 			return runEtcd(ctx, out, flags, func() error { return parse(args[2:]) })
+		case args[1] == "redis":
+			return runRedis(ctx, out, flags, func() error { return parse(args[2:]) })
 		}
-		return usageError(fmt.Sprintf("run %q? There are: kubernetes, etcd", args[1]))
+		return usageError(fmt.Sprintf("run %q? There are: kubernetes, etcd, redis", args[1]))
 	}
 	return usageError(fmt.Sprintf("what is %q?", args[0]))
 }
@@ -128,6 +144,7 @@ func prepare(ctx context.Context, out io.Writer) error {
 	}{
 		{"kubernetes", servers.PrepareKubernetes},
 		{"etcd", servers.PrepareEtcd},
+		{"redis", servers.PrepareRedis},
 	} {
 		how, err := s.prepare(ctx)
 		switch {
@@ -227,6 +244,80 @@ func runEtcd(ctx context.Context, out io.Writer, flags *flag.FlagSet, parse func
 	export("CERT", cert)
 	export("KEY", key)
 	fmt.Fprintf(out, "leasehold: %s\nUntil Ctrl-C.\n", e.URL(prefix))
+	<-ctx.Done()
+	return nil
+}
+
+func runRedis(ctx context.Context, out io.Writer, flags *flag.FlagSet, parse func() error) (err error) {
+	replicas := flags.Int("replicas", 0, "")
+	file := flags.String("url-file", "", "")
+	options := map[string]servers.RedisOption{
+		"sentinel":    servers.WithSentinel(),
+		"cluster":     servers.InCluster(),
+		"tls":         servers.RedisWithTLS(),
+		"password":    servers.RedisWithPassword(),
+		"persistence": servers.WithPersistence(),
+		"processes":   servers.RedisAsProcesses(),
+	}
+	wanted := make(map[string]*bool)
+	for name := range options {
+		wanted[name] = flags.Bool(name, false, "")
+	}
+	if err := parse(); err != nil {
+		return err
+	}
+	switch {
+	case *replicas < 0:
+		return usageError(fmt.Sprintf("%d replicas?", *replicas))
+	case *wanted["cluster"] && (*replicas > 0 || *wanted["sentinel"]):
+		return usageError("a cluster has neither replicas nor sentinels here")
+	}
+	opts := []servers.RedisOption{servers.WithReplicas(*replicas)}
+	for name, opt := range options {
+		if *wanted[name] {
+			opts = append(opts, opt)
+		}
+	}
+	r, err := servers.StartRedis(ctx, opts...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	const prefix = "leasehold"
+	if *file != "" {
+		if err := writeWhole(*file, r.URL(prefix)+"\n"); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintf(out, "redis: %s\n", r.How)
+	name, password := r.User()
+	if password != "" {
+		fmt.Fprintf(out, "export REDISCLI_AUTH='%s'\n", password)
+	}
+	for _, addr := range r.Addrs() {
+		host, port, err := net.SplitHostPort(addr)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "redis-cli -h %s -p %s", host, port)
+		if *wanted["cluster"] {
+			fmt.Fprint(out, " -c")
+		}
+		if name != "" {
+			fmt.Fprintf(out, " --user %s", name)
+		}
+		if cacert, cert, key := r.Files(); cacert != "" {
+			fmt.Fprintf(out, " --tls --cacert '%s'", cacert)
+			if cert != "" {
+				fmt.Fprintf(out, " --cert '%s' --key '%s'", cert, key)
+			}
+		}
+		fmt.Fprintln(out)
+	}
+	if all := r.Sentinels(); len(all) > 0 {
+		fmt.Fprintf(out, "sentinels: %s\n", strings.Join(all, ", "))
+	}
+	fmt.Fprintf(out, "leasehold: %s\nUntil Ctrl-C.\n", r.URL(prefix))
 	<-ctx.Done()
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -178,18 +179,14 @@ func (e *engine) tryPull(ctx context.Context, name string) error {
 	return why(nil)
 }
 
-// imageOf returns an image that holds nothing but a program. It is made once
-// for each program and kept.
-func (e *engine) imageOf(ctx context.Context, name, version, file string) (string, error) {
+// imageOf returns an image that holds nothing but a program and the libraries
+// it needs. It is made once for each program and kept.
+func (e *engine) imageOf(ctx context.Context, name, version, file string, libraries []string) (string, error) {
 	hash := sha256.New()
-	f, err := os.Open(file)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	size, err := io.Copy(hash, f)
-	if err != nil {
-		return "", err
+	for _, f := range append([]string{file}, libraries...) {
+		if err := copyFile(hash, f); err != nil {
+			return "", err
+		}
 	}
 	tag := fmt.Sprintf("%s/%s:%s-%.10x", label, name, strings.ReplaceAll(version, "+", "_"), hash.Sum(nil))
 	if _, err := e.ImageInspect(ctx, tag); err == nil {
@@ -203,22 +200,33 @@ func (e *engine) imageOf(ctx context.Context, name, version, file string) (strin
 	if _, err := e.ImageInspect(ctx, tag); err == nil {
 		return tag, nil
 	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return "", err
+	o := client.ImageImportOptions{Message: name + " " + version}
+	if len(libraries) > 0 {
+		// Where this machine's loader looks may be configured in files that the
+		// image does not have.
+		var dirs []string
+		for _, l := range libraries {
+			if dir := path.Dir(l); !slices.Contains(dirs, dir) {
+				dirs = append(dirs, dir)
+			}
+		}
+		o.Changes = []string{"ENV LD_LIBRARY_PATH=" + strings.Join(dirs, ":")}
 	}
 	r, w := io.Pipe()
 	go func() {
 		t := tar.NewWriter(w)
-		err := errors.Join(
-			t.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777}),
-			t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(programPath(name), "/"), Mode: 0o755, Size: size}),
-		)
+		err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777})
 		if err == nil {
-			_, err = io.Copy(t, f)
+			err = addFile(t, programPath(name), file)
+		}
+		for _, l := range libraries {
+			if err == nil {
+				err = addFile(t, l, l)
+			}
 		}
 		w.CloseWithError(errors.Join(err, t.Close()))
 	}()
-	resp, err := e.ImageImport(ctx, client.ImageImportSource{Source: r, SourceName: "-"}, tag, client.ImageImportOptions{Message: name + " " + version})
+	resp, err := e.ImageImport(ctx, client.ImageImportSource{Source: r, SourceName: "-"}, tag, o)
 	if err != nil {
 		r.CloseWithError(err)
 		return "", fmt.Errorf("image %s: %w", tag, err)
@@ -232,6 +240,29 @@ func (e *engine) imageOf(ctx context.Context, name, version, file string) (strin
 		return "", fmt.Errorf("image %s: %w: %s", tag, err, said)
 	}
 	return tag, nil
+}
+
+// addFile adds a file, or what a link leads to, that can be executed.
+func addFile(t *tar.Writer, name, file string) error {
+	info, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(name, "/"), Mode: 0o755, Size: info.Size()}
+	if err := t.WriteHeader(h); err != nil {
+		return err
+	}
+	return copyFile(t, file)
+}
+
+func copyFile(w io.Writer, file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.Copy(w, f)
+	return err
 }
 
 // programPath is where the public images have their program, too.
@@ -281,9 +312,12 @@ type containers struct {
 	images map[string]string
 	inner  *testcontainers.DockerNetwork // where servers know each other by name
 	outer  *testcontainers.DockerNetwork // through which ports are published
+
+	mu   sync.Mutex
+	next netip.Addr // on inner, if servers there keep their addresses
 }
 
-func newContainers(ctx context.Context, f *found) (*containers, error) {
+func newContainers(ctx context.Context, f *found) (place, error) {
 	ours := network.WithLabels(map[string]string{label: run()})
 	// Nothing is published through an internal network, so outer it is.
 	inner, err := network.New(ctx, ours, network.WithInternal())
@@ -295,6 +329,53 @@ func newContainers(ctx context.Context, f *found) (*containers, error) {
 		return nil, errors.Join(err, inner.Remove(ctx))
 	}
 	return &containers{engine: f.engine, images: f.images, inner: inner, outer: outer}, nil
+}
+
+// keepAddresses lets servers that are still to be started keep their addresses
+// on inner whatever is done to them. Else those that are stopped may get each
+// other's, which nodes of a cluster that knew them do not sort out.
+func (c *containers) keepAddresses(ctx context.Context) error {
+	ours := network.WithLabels(map[string]string{label: run()})
+	// Addresses can be chosen only from a subnet that was chosen, too. The engine
+	// knows best which are free.
+	for try := 1; ; try++ {
+		i, err := c.engine.NetworkInspect(ctx, c.inner.ID, client.NetworkInspectOptions{})
+		if err != nil {
+			return err
+		}
+		if len(i.Network.IPAM.Config) == 0 {
+			return fmt.Errorf("network %s has no subnet", c.inner.Name)
+		}
+		subnet := i.Network.IPAM.Config[0].Subnet
+		if err := c.inner.Remove(ctx); err != nil {
+			return err
+		}
+		config := network.WithIPAM(&dockernet.IPAM{Config: []dockernet.IPAMConfig{{Subnet: subnet}}})
+		inner, err := network.New(ctx, ours, network.WithInternal(), config)
+		if err == nil {
+			c.inner, c.next = inner, subnet.Masked().Addr().Next().Next() // the first is the engine's
+			return nil
+		}
+		c.inner = nil
+		if try == 5 {
+			return err
+		}
+		// Another network has got it first.
+		if c.inner, err = network.New(ctx, ours, network.WithInternal()); err != nil {
+			return err
+		}
+	}
+}
+
+// address returns one for another server, or none if the engine shall choose.
+func (c *containers) address() netip.Addr {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a := c.next
+	if a.IsValid() {
+		c.next = a.Next()
+	}
+	return a
 }
 
 func (c *containers) dir(name string) string { return "/" + label + "/" + name }
@@ -315,6 +396,14 @@ func (c *containers) start(ctx context.Context, s spec) (server, error) {
 		testcontainers.WithCmd(s.args...),
 		testcontainers.WithLabels(map[string]string{label: run()}),
 		network.WithNetwork([]string{s.name}, c.inner),
+	}
+	address := c.address()
+	if address.IsValid() {
+		opts = append(opts, testcontainers.WithEndpointSettingsModifier(func(networks map[string]*dockernet.EndpointSettings) {
+			if n := networks[c.inner.Name]; n != nil {
+				n.IPAMConfig = &dockernet.EndpointIPAMConfig{IPv4Address: address}
+			}
+		}))
 	}
 	for name, content := range s.files {
 		opts = append(opts, testcontainers.WithFiles(testcontainers.ContainerFile{
@@ -351,13 +440,17 @@ func (c *containers) start(ctx context.Context, s spec) (server, error) {
 		return nil, errors.Join(err, testcontainers.TerminateContainer(ctr, testcontainers.StopTimeout(0)))
 	}
 	return &container{
-		engine: c.engine, id: ctr.GetContainerID(), name: s.name,
+		engine: c.engine, id: ctr.GetContainerID(), name: s.name, inner: c.inner.Name, kept: address,
 		networks: [...]string{toServers: c.inner.ID, toTests: c.outer.ID},
 	}, nil
 }
 
 func (c *containers) close(ctx context.Context) error {
-	return errors.Join(c.inner.Remove(ctx), c.outer.Remove(ctx))
+	var err error
+	if c.inner != nil {
+		err = c.inner.Remove(ctx)
+	}
+	return errors.Join(err, c.outer.Remove(ctx))
 }
 
 // container is one server. Its folder is the container's own, and stays until
@@ -365,7 +458,9 @@ func (c *containers) close(ctx context.Context) error {
 type container struct {
 	engine   *engine
 	id, name string
-	networks [2]string // by link
+	inner    string     // the name of the network to other servers
+	kept     netip.Addr // there, if it is
+	networks [2]string  // the IDs, by link
 }
 
 func (c *container) pause(ctx context.Context) error {
@@ -401,17 +496,32 @@ func (c *container) running(ctx context.Context) (bool, error) {
 	return i.Container.State.Running, nil
 }
 
+func (c *container) address(ctx context.Context) (string, error) {
+	i, err := c.engine.ContainerInspect(ctx, c.id, client.ContainerInspectOptions{})
+	if err != nil {
+		return "", err
+	}
+	n := i.Container.NetworkSettings.Networks[c.inner]
+	if n == nil || !n.IPAddress.IsValid() {
+		return "", fmt.Errorf("%s has no address among the other servers", c.name)
+	}
+	return n.IPAddress.String(), nil
+}
+
 func (c *container) sever(ctx context.Context, l link) error {
 	_, err := c.engine.NetworkDisconnect(ctx, c.networks[l], client.NetworkDisconnectOptions{Container: c.id})
 	return err
 }
 
 // mend gives the server its name and its published port again. Its address
-// within the network may be another one.
+// within the network may be another one, unless they are kept.
 func (c *container) mend(ctx context.Context, l link) error {
 	var known dockernet.EndpointSettings
 	if l == toServers {
 		known.Aliases = []string{c.name}
+		if c.kept.IsValid() {
+			known.IPAMConfig = &dockernet.EndpointIPAMConfig{IPv4Address: c.kept}
+		}
 	}
 	_, err := c.engine.NetworkConnect(ctx, c.networks[l], client.NetworkConnectOptions{Container: c.id, EndpointConfig: &known})
 	return err

@@ -3,16 +3,12 @@ package servers
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
 	"os"
 	"path"
-	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -27,13 +23,11 @@ type Etcd struct {
 	Version string // of the members
 	How     string // one line for people: what it is and where it came from
 
-	addrs             []string // host:port of each member, for clients
-	user, password    string   // "": anybody may do everything
-	tls               *tls.Config
-	cacert, cert, key string // files
-	folder            string // of these, if they are ours
-	place             place
-	members           []named // in a given cluster none
+	addrs          []string // host:port of each member, for clients
+	user, password string   // "": anybody may do everything
+	credentials
+	place   place
+	members []named // in a given cluster none
 
 	mu     sync.Mutex
 	closed bool
@@ -183,9 +177,11 @@ func startEtcd(ctx context.Context, f *found, o etcdOptions) (_ *Etcd, err error
 	if o.tls {
 		scheme = "https://"
 		e.How += ", TLS"
-		if files, err = e.certify(); err != nil {
+		server, err := e.certify(e.addrs)
+		if err != nil {
 			return nil, err
 		}
+		files = map[string][]byte{"ca.crt": server.ca, "tls.crt": server.cert, "tls.key": server.key}
 	}
 	// They become ready together.
 	for _, m := range cluster {
@@ -230,59 +226,6 @@ func startEtcd(ctx context.Context, f *found, o etcdOptions) (_ *Etcd, err error
 	return e, e.look(ctx)
 }
 
-// certify writes the files of a client, and returns those of the members.
-func (e *Etcd) certify() (map[string][]byte, error) {
-	ca, err := newAuthority()
-	if err != nil {
-		return nil, err
-	}
-	hosts := []string{"localhost", "127.0.0.1", "::1"}
-	for _, addr := range e.addrs {
-		host, _, err := net.SplitHostPort(addr)
-		if err != nil {
-			return nil, err
-		}
-		hosts = append(hosts, host)
-	}
-	slices.Sort(hosts)
-	server, err := ca.server(slices.Compact(hosts)...)
-	if err != nil {
-		return nil, err
-	}
-	client, err := ca.client()
-	if err != nil {
-		return nil, err
-	}
-	if e.folder, err = newFolder(); err != nil {
-		return nil, err
-	}
-	e.cacert, e.cert, e.key = filepath.Join(e.folder, "ca.crt"), filepath.Join(e.folder, "client.crt"), filepath.Join(e.folder, "client.key")
-	for file, content := range map[string][]byte{e.cacert: client.ca, e.cert: client.cert, e.key: client.key} {
-		if err := os.WriteFile(file, content, 0o600); err != nil {
-			return nil, err
-		}
-	}
-	return map[string][]byte{"ca.crt": server.ca, "tls.crt": server.cert, "tls.key": server.key}, e.loadTLS()
-}
-
-// loadTLS reads the client's files.
-func (e *Etcd) loadTLS() error {
-	ca, err := os.ReadFile(e.cacert)
-	if err != nil {
-		return err
-	}
-	e.tls = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
-	if !e.tls.RootCAs.AppendCertsFromPEM(ca) {
-		return fmt.Errorf("%s holds no certificate", e.cacert)
-	}
-	if e.cert == "" && e.key == "" {
-		return nil
-	}
-	pair, err := tls.LoadX509KeyPair(e.cert, e.key)
-	e.tls.Certificates = []tls.Certificate{pair}
-	return err
-}
-
 // protect gives root a password and lets nobody else in.
 func (e *Etcd) protect(ctx context.Context) error {
 	const root = "root"
@@ -312,19 +255,14 @@ func givenEtcd(ctx context.Context, given string) (*Etcd, error) {
 		addrs:    strings.Split(given, ","),
 		user:     os.Getenv("LEASEHOLD_TEST_ETCD_USER"),
 		password: os.Getenv("LEASEHOLD_TEST_ETCD_PASSWORD"),
-		cacert:   os.Getenv("LEASEHOLD_TEST_ETCD_CACERT"),
-		cert:     os.Getenv("LEASEHOLD_TEST_ETCD_CERT"),
-		key:      os.Getenv("LEASEHOLD_TEST_ETCD_KEY"),
 	}
 	for _, addr := range e.addrs {
 		if _, _, err := net.SplitHostPort(addr); err != nil {
 			return fail(fmt.Errorf("want host:port,...: %w", err))
 		}
 	}
-	if e.cacert != "" {
-		if err := e.loadTLS(); err != nil {
-			return fail(err)
-		}
+	if err := e.given("LEASEHOLD_TEST_ETCD"); err != nil {
+		return fail(err)
 	}
 	if err := e.look(ctx); err != nil {
 		return fail(err)
@@ -382,9 +320,6 @@ func (e *Etcd) Config() clientv3.Config {
 
 // User returns the name and the password of root, "" if there is none.
 func (e *Etcd) User() (name, password string) { return e.user, e.password }
-
-// Files returns those that a client needs with TLS, else "". Close removes them.
-func (e *Etcd) Files() (cacert, cert, key string) { return e.cacert, e.cert, e.key }
 
 // URL returns the URL of a store of Leasehold.
 func (e *Etcd) URL(prefix string) string {
@@ -609,11 +544,7 @@ func (e *Etcd) Close() error {
 	e.closed = true
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	err := removeAll(ctx, e.place, e.members)
-	if e.folder != "" {
-		err = errors.Join(err, os.RemoveAll(e.folder))
-	}
-	return err
+	return errors.Join(removeAll(ctx, e.place, e.members), e.credentials.remove())
 }
 
 func (e *Etcd) complaints() string { return lastWords(e.members) }

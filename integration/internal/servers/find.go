@@ -6,11 +6,14 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -23,6 +26,11 @@ type program struct {
 	image    string
 	module   string // of which it is built, in integration/build/NAME; "": it cannot be built
 	stamp    func(version string) string
+
+	// Of a program that is not one of Kubernetes:
+	also    string // what else it may be called
+	oldest  string // version that will do, "": any
+	missing string // what to do about it
 }
 
 var (
@@ -44,6 +52,14 @@ var (
 		imageEnv: "LEASEHOLD_TEST_ETCD_IMAGE",
 		image:    "gcr.io/etcd-development/etcd:v3.7.3",
 		module:   "go.etcd.io/etcd/server/v3",
+	}
+	redis = program{
+		name:     "redis-server",
+		imageEnv: "LEASEHOLD_TEST_REDIS_IMAGE",
+		image:    "docker.io/library/redis:8.2",
+		also:     "valkey-server",
+		oldest:   "v7.0.0", // with hostnames in clusters
+		missing:  "apt-get install redis-server, or Docker",
 	}
 )
 
@@ -94,15 +110,22 @@ func find(ctx context.Context, docker bool, programs ...program) (*found, error)
 			return nil, err
 		}
 	}
-	if e == nil || !allStatic(f.files) {
+	if e == nil {
 		return f, nil
 	}
-	f.engine, f.images = e, make(map[string]string)
+	needed := make(map[string][]string)
 	for _, p := range programs {
-		if f.images[p.name], err = e.imageOf(ctx, p.name, f.version[p.name], f.files[p.name]); err != nil {
+		if needed[p.name], err = libraries(ctx, f.files[p.name]); err != nil {
+			return f, ctx.Err() // it runs here at least
+		}
+	}
+	images := make(map[string]string)
+	for _, p := range programs {
+		if images[p.name], err = e.imageOf(ctx, p.name, f.version[p.name], f.files[p.name], needed[p.name]); err != nil {
 			return nil, err
 		}
 	}
+	f.engine, f.images = e, images
 	return f, nil
 }
 
@@ -142,14 +165,19 @@ func findImages(ctx context.Context, e *engine, programs []program) (*found, err
 }
 
 func findFiles(ctx context.Context, programs []program) (*found, error) {
-	assets := os.Getenv("KUBEBUILDER_ASSETS")
 	f := &found{files: make(map[string]string), version: make(map[string]string), origin: "found in the PATH"}
-	if assets != "" {
-		f.origin = "found in KUBEBUILDER_ASSETS"
-	}
 	for _, p := range programs {
+		if p.missing != "" {
+			path, err := newEnough(ctx, p)
+			if err != nil {
+				return nil, fmt.Errorf("programs: %w", err)
+			}
+			f.files[p.name] = path
+			continue
+		}
 		name := p.name
-		if assets != "" {
+		if assets := os.Getenv("KUBEBUILDER_ASSETS"); assets != "" {
+			f.origin = "found in KUBEBUILDER_ASSETS"
 			name = filepath.Join(assets, p.name)
 		}
 		path, err := exec.LookPath(name)
@@ -159,6 +187,39 @@ func findFiles(ctx context.Context, programs []program) (*found, error) {
 		f.files[p.name] = path
 	}
 	return f, ctx.Err()
+}
+
+// newEnough finds a program under one of its names.
+func newEnough(ctx context.Context, p program) (string, error) {
+	var errs []error
+	for _, name := range []string{p.name, p.also} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		version, err := versionOf(ctx, path)
+		if err == nil && older(version, p.oldest) {
+			err = fmt.Errorf("%s is %s, want %s or later", path, version, p.oldest)
+		}
+		if err == nil {
+			return path, nil
+		}
+		errs = append(errs, err)
+	}
+	return "", errors.Join(errs...)
+}
+
+// older compares two versions as far as their major and minor number go.
+func older(a, b string) bool {
+	number := func(v string) (n [2]int) {
+		for i, part := range strings.SplitN(strings.TrimPrefix(v, "v"), ".", 3)[:2] {
+			n[i], _ = strconv.Atoi(part)
+		}
+		return n
+	}
+	x, y := number(a), number(b)
+	return slices.Compare(x[:], y[:]) < 0
 }
 
 // versionOf asks a program, which shows that it can be run, too.
@@ -174,25 +235,39 @@ func versionOf(ctx context.Context, path string) (string, error) {
 	return "v" + string(v[1]), nil
 }
 
-// allStatic tells whether the programs would run in an image that holds nothing
-// else.
-func allStatic(files map[string]string) bool {
+// libraries returns the files that a program needs besides itself where there
+// is nothing else, its interpreter among them; of a static one there are none.
+func libraries(ctx context.Context, file string) ([]string, error) {
 	if runtime.GOOS != "linux" {
-		return false
+		return nil, errors.New("containers run programs of Linux")
 	}
-	for _, path := range files {
-		f, err := elf.Open(path)
+	f, err := elf.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	for _, prog := range f.Progs {
+		if prog.Type != elf.PT_INTERP {
+			continue
+		}
+		name, err := io.ReadAll(prog.Open())
 		if err != nil {
-			return false
+			return nil, err
 		}
-		defer f.Close()
-		for _, prog := range f.Progs {
-			if prog.Type == elf.PT_INTERP {
-				return false
-			}
+		interpreter := string(bytes.TrimRight(name, "\x00"))
+		// It knows best what it will load, and from where.
+		out, err := exec.CommandContext(ctx, interpreter, "--list", file).CombinedOutput()
+		if err != nil || bytes.Contains(out, []byte("not found")) {
+			return nil, fmt.Errorf("%s --list %s: %w: %s", interpreter, file, err, out)
 		}
+		all := []string{interpreter}
+		for _, m := range regexp.MustCompile(`(?m)^\s*(?:\S+ => )?(/\S+) \(0x[0-9a-f]+\)\s*$`).FindAllSubmatch(out, -1) {
+			all = append(all, string(m[1]))
+		}
+		slices.Sort(all)
+		return slices.Compact(all), nil
 	}
-	return true
+	return nil, nil
 }
 
 func buildFiles(ctx context.Context, programs []program) (*found, error) {
@@ -202,6 +277,9 @@ func buildFiles(ctx context.Context, programs []program) (*found, error) {
 	}
 	f := &found{files: make(map[string]string), version: make(map[string]string), origin: "built from Go modules"}
 	for _, p := range programs {
+		if p.module == "" {
+			return nil, fmt.Errorf("building: %s is not made of Go: %s", p.name, p.missing)
+		}
 		if f.files[p.name], err = build(ctx, root, p); err != nil {
 			return nil, err
 		}

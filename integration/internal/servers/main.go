@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	goredis "github.com/redis/go-redis/v9"
 )
 
 // shared are the servers of all tests of a package.
@@ -20,6 +22,8 @@ var shared struct {
 	kubernetes once[*Kubernetes]
 	etcd       once[*Etcd]
 	cluster    once[*Etcd]
+	redis      once[*Redis]
+	slots      once[*Redis] // in a cluster
 }
 
 // once is a server that is started when a test first asks for it.
@@ -31,11 +35,17 @@ type once[S startable] struct {
 
 // startable is what a test can have of its own or share.
 type startable interface {
-	*Kubernetes | *Etcd
+	*Kubernetes | *Etcd | *Redis
 	Close() error
 	complaints() string
 	how() string // with the kind of server in front
 }
+
+// quiet drops what go-redis would write to standard error.
+type quiet struct{}
+
+// Printf does nothing.
+func (quiet) Printf(context.Context, string, ...any) {}
 
 // Main is the TestMain of a package whose tests share servers:
 //
@@ -44,6 +54,7 @@ type startable interface {
 // It removes the servers when the tests are done, also when they failed or were
 // interrupted.
 func Main(m *testing.M) {
+	goredis.SetLogger(quiet{}) // what fails is said by errors, and here much fails on purpose
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	shared.Lock()
 	shared.ctx = ctx
@@ -85,7 +96,7 @@ func closeShared() error {
 	shared.Lock()
 	defer shared.Unlock()
 	shared.closed = true
-	return errors.Join(shared.kubernetes.close(), shared.etcd.close(), shared.cluster.close())
+	return errors.Join(shared.kubernetes.close(), shared.etcd.close(), shared.cluster.close(), shared.redis.close(), shared.slots.close())
 }
 
 func (o *once[S]) close() error {
@@ -169,6 +180,27 @@ func OwnEtcd(tb testing.TB, opts ...EtcdOption) *Etcd {
 	tb.Helper()
 	e, err := StartEtcd(tb.Context(), opts...)
 	return own(tb, e, err)
+}
+
+// SharedRedis is SharedKubernetes with a single Redis, or with what is given,
+// which may be a cluster.
+func SharedRedis(tb testing.TB) *Redis {
+	tb.Helper()
+	return shared.redis.get(tb, func(ctx context.Context) (*Redis, error) { return StartRedis(ctx) })
+}
+
+// SharedRedisCluster is SharedRedis with a cluster of three nodes, or with the
+// one that is given.
+func SharedRedisCluster(tb testing.TB) *Redis {
+	tb.Helper()
+	return shared.slots.get(tb, func(ctx context.Context) (*Redis, error) { return StartRedis(ctx, InCluster()) })
+}
+
+// OwnRedis is OwnKubernetes with a Redis.
+func OwnRedis(tb testing.TB, opts ...RedisOption) *Redis {
+	tb.Helper()
+	r, err := StartRedis(tb.Context(), opts...)
+	return own(tb, r, err)
 }
 
 // Must fails the test if there is an error, and skips it if the servers at hand

@@ -45,6 +45,8 @@ type server interface {
 	stop(ctx context.Context) error // kills it
 	start(ctx context.Context) error
 	running(ctx context.Context) (bool, error)
+	// address is the IP address at which the others of its place reach it now.
+	address(ctx context.Context) (string, error)
 	// sever cuts a link, which nobody at its other end is told of; mend undoes it.
 	// Where servers cannot be told apart it is an errors.ErrUnsupported.
 	sever(ctx context.Context, l link) error
@@ -68,13 +70,21 @@ type named struct {
 	name string
 }
 
-// lastWords is the end of what each server said.
+// lastWords is the end of what each server said; of one that only talks to its
+// standard output, that.
 func lastWords(servers []named) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	var all strings.Builder
 	for _, s := range servers {
-		if _, stderr, err := s.output(ctx); err == nil && len(stderr) > 0 {
+		stdout, stderr, err := s.output(ctx)
+		if err != nil {
+			continue
+		}
+		if len(stderr) == 0 {
+			stderr = stdout
+		}
+		if len(stderr) > 0 {
 			fmt.Fprintf(&all, "%s said:\n%s\n", s.name, tail(stderr, 15))
 		}
 	}
@@ -115,12 +125,14 @@ func onFreePorts[T any](ctx context.Context, start func() (T, error)) (T, error)
 		if err == nil || try == tries || ctx.Err() != nil {
 			return s, err
 		}
-		if !strings.Contains(err.Error(), "address already in use") && !strings.Contains(err.Error(), "port is already allocated") {
+		if why := strings.ToLower(err.Error()); !strings.Contains(why, "address already in use") && !strings.Contains(why, "port is already allocated") {
 			return s, err
 		}
 	}
 }
 
+// newPlace returns no place with an error, which is why those it calls do not
+// return pointers.
 func newPlace(ctx context.Context, f *found) (place, error) {
 	if f.engine != nil {
 		return newContainers(ctx, f)

@@ -21,7 +21,7 @@ type processes struct {
 	tmp   string
 }
 
-func newProcesses(f *found) (*processes, error) {
+func newProcesses(f *found) (place, error) {
 	tmp, err := newFolder()
 	if err != nil {
 		return nil, err
@@ -149,6 +149,9 @@ func (p *process) running(context.Context) (bool, error) {
 	defer p.mu.Unlock()
 	return p.alive(), nil
 }
+
+// address is that of every process.
+func (p *process) address(context.Context) (string, error) { return "127.0.0.1", nil }
 
 func (p *process) remove(ctx context.Context) error {
 	if ok, _ := p.running(ctx); !ok {
