@@ -6,6 +6,8 @@ require (
 	github.com/leasehold/leasehold v0.0.0
 	github.com/leasehold/leasehold/etcd v0.0.0
 	github.com/leasehold/leasehold/kubernetes v0.0.0
+	github.com/leasehold/leasehold/redis v0.0.0
+	github.com/redis/go-redis/v9 v9.22.0 // the newest that Go 1.25 builds: 9.23.0 wants 1.26
 	github.com/rogpeppe/go-internal v1.14.1
 	github.com/spf13/cobra v1.10.2
 	golang.org/x/sys v0.46.0
@@ -13,6 +15,7 @@ require (
 )
 
 require (
+	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/coreos/go-semver v0.3.1 // indirect
 	github.com/coreos/go-systemd/v22 v22.5.0 // indirect
 	github.com/davecgh/go-spew v1.1.2-0.20180830191138-d8f796af33cc // indirect
@@ -42,6 +45,7 @@ require (
 	go.etcd.io/etcd/api/v3 v3.6.14 // indirect
 	go.etcd.io/etcd/client/pkg/v3 v3.6.14 // indirect
 	go.etcd.io/etcd/client/v3 v3.6.14 // indirect
+	go.uber.org/atomic v1.11.0 // indirect
 	go.uber.org/multierr v1.11.0 // indirect
 	go.uber.org/zap v1.27.0 // indirect
 	go.yaml.in/yaml/v2 v2.4.3 // indirect
@@ -74,4 +78,5 @@ replace (
 	github.com/leasehold/leasehold => ../..
 	github.com/leasehold/leasehold/etcd => ../../etcd
 	github.com/leasehold/leasehold/kubernetes => ../../kubernetes
+	github.com/leasehold/leasehold/redis => ../../redis
 )

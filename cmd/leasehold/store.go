@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	goredis "github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
 
 	"github.com/leasehold/leasehold/backend"
@@ -22,9 +23,18 @@ import (
 	_ "github.com/leasehold/leasehold/backend/memory"
 	_ "github.com/leasehold/leasehold/etcd"
 	_ "github.com/leasehold/leasehold/kubernetes"
+	_ "github.com/leasehold/leasehold/redis"
 )
 
 const envStore = "LEASEHOLD_STORE"
+
+// silence is the log of the Redis client, which is one for the whole program and
+// would go to standard error. What fails is told by errors.
+type silence struct{}
+
+func (silence) Printf(context.Context, string, ...any) {}
+
+func init() { goredis.SetLogger(silence{}) }
 
 func storeExamples() []string {
 	examples := map[string]string{
@@ -128,8 +138,9 @@ func publicURL(raw string) string {
 	if err != nil {
 		return ""
 	}
+	redis := u.Scheme == "redis" || u.Scheme == "rediss"
 	// An @ behind the hosts may be the end of a password with one of / ? # in it.
-	if (u.User != nil || strings.Contains(u.Host, ":")) && strings.Contains(u.EscapedPath()+u.RawQuery+u.EscapedFragment(), "@") {
+	if (redis || u.User != nil || strings.Contains(u.Host, ":")) && strings.Contains(u.EscapedPath()+u.RawQuery+u.EscapedFragment(), "@") {
 		return ""
 	}
 	u.User = nil
@@ -138,9 +149,14 @@ func publicURL(raw string) string {
 	}
 	u.Fragment, u.RawFragment = "", ""
 	query := u.Query()
-	for key := range query {
-		if secret(key) && (u.Scheme != "etcd" || key != "key") { // that is a file's name
+	for key, values := range query {
+		if secret(key) && (!redis && u.Scheme != "etcd" || key != "key") { // that is a file's name
 			query.Del(key)
+		}
+		for i, addr := range values {
+			if redis && key == "addr" { // a further host
+				values[i] = addr[strings.LastIndexByte(addr, '@')+1:]
+			}
 		}
 	}
 	u.RawQuery = query.Encode()
