@@ -3,10 +3,15 @@ module github.com/leasehold/leasehold/benchmarks
 go 1.26.0
 
 require (
+	github.com/bsm/redislock v0.9.4
 	github.com/go-logr/logr v1.4.4
+	github.com/go-redsync/redsync/v4 v4.18.1
 	github.com/leasehold/leasehold v0.0.0
 	github.com/leasehold/leasehold/etcd v0.0.0-00010101000000-000000000000
 	github.com/leasehold/leasehold/kubernetes v0.0.0-00010101000000-000000000000
+	github.com/leasehold/leasehold/redis v0.0.0
+	github.com/redis/go-redis/v9 v9.23.0
+	github.com/redis/rueidis v1.0.79
 	go.etcd.io/etcd/api/v3 v3.7.3
 	go.etcd.io/etcd/client/pkg/v3 v3.7.3
 	go.etcd.io/etcd/client/v3 v3.7.3
@@ -20,6 +25,7 @@ require (
 )
 
 require (
+	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/coreos/go-semver v0.3.1 // indirect
 	github.com/coreos/go-systemd/v22 v22.7.0 // indirect
 	github.com/davecgh/go-spew v1.1.2-0.20180830191138-d8f796af33cc // indirect
@@ -50,9 +56,10 @@ require (
 	github.com/pmezard/go-difflib v1.0.1-0.20181226105442-5d4384ee4fb2 // indirect
 	github.com/spf13/pflag v1.0.10 // indirect
 	github.com/x448/float16 v0.8.4 // indirect
+	go.uber.org/atomic v1.12.0 // indirect
 	go.uber.org/multierr v1.11.0 // indirect
 	go.yaml.in/yaml/v2 v2.4.4 // indirect
-	go.yaml.in/yaml/v3 v3.0.4 // indirect
+	go.yaml.in/yaml/v3 v3.0.5 // indirect
 	golang.org/x/net v0.61.0 // indirect
 	golang.org/x/oauth2 v0.36.0 // indirect
 	golang.org/x/sys v0.49.0 // indirect
@@ -76,4 +83,5 @@ replace (
 	github.com/leasehold/leasehold => ../
 	github.com/leasehold/leasehold/etcd => ../etcd
 	github.com/leasehold/leasehold/kubernetes => ../kubernetes
+	github.com/leasehold/leasehold/redis => ../redis
 )

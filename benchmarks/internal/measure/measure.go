@@ -62,6 +62,9 @@ func (t Times) Figures() []Figure {
 // MS returns d in milliseconds.
 func MS(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
+// US returns d in microseconds.
+func US(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
+
 // Ratio returns how many times b is in a.
 func Ratio(a, b time.Duration) float64 { return float64(a) / float64(b) }
 
