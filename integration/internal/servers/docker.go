@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -314,67 +315,52 @@ type containers struct {
 	outer  *testcontainers.DockerNetwork // through which ports are published
 
 	mu   sync.Mutex
-	next netip.Addr // on inner, if servers there keep their addresses
+	next netip.Addr // on inner
 }
 
 func newContainers(ctx context.Context, f *found) (place, error) {
-	ours := network.WithLabels(map[string]string{label: run()})
 	// Nothing is published through an internal network, so outer it is.
-	inner, err := network.New(ctx, ours, network.WithInternal())
+	inner, subnet, err := newNetwork(ctx, network.WithInternal())
 	if err != nil {
 		return nil, err
 	}
-	outer, err := network.New(ctx, ours)
+	outer, _, err := newNetwork(ctx)
 	if err != nil {
 		return nil, errors.Join(err, inner.Remove(ctx))
 	}
-	return &containers{engine: f.engine, images: f.images, inner: inner, outer: outer}, nil
+	first := subnet.Addr().Next().Next() // the one before it is the engine's
+	return &containers{engine: f.engine, images: f.images, inner: inner, outer: outer, next: first}, nil
 }
 
-// keepAddresses lets servers that are still to be started keep their addresses
-// on inner whatever is done to them. Else those that are stopped may get each
-// other's, which nodes of a cluster that knew them do not sort out.
-func (c *containers) keepAddresses(ctx context.Context) error {
-	ours := network.WithLabels(map[string]string{label: run()})
-	// Addresses can be chosen only from a subnet that was chosen, too. The engine
-	// knows best which are free.
+// newNetwork makes a network on a subnet of its own choice: only on such a one
+// can servers choose their addresses, and an engine has but some thirty subnets
+// to choose from itself, fewer where the machine's own networks overlap.
+func newNetwork(ctx context.Context, opts ...network.NetworkCustomizer) (*testcontainers.DockerNetwork, netip.Prefix, error) {
+	const tries = 10
 	for try := 1; ; try++ {
-		i, err := c.engine.NetworkInspect(ctx, c.inner.ID, client.NetworkInspectOptions{})
-		if err != nil {
-			return err
-		}
-		if len(i.Network.IPAM.Config) == 0 {
-			return fmt.Errorf("network %s has no subnet", c.inner.Name)
-		}
-		subnet := i.Network.IPAM.Config[0].Subnet
-		if err := c.inner.Remove(ctx); err != nil {
-			return err
-		}
-		config := network.WithIPAM(&dockernet.IPAM{Config: []dockernet.IPAMConfig{{Subnet: subnet}}})
-		inner, err := network.New(ctx, ours, network.WithInternal(), config)
+		// RFC 2544 gives 198.18.0.0/15 to tests of networks; nothing routes it.
+		subnet := netip.PrefixFrom(netip.AddrFrom4([...]byte{198, 18 | byte(rand.IntN(2)), byte(rand.IntN(256)), byte(rand.IntN(16) << 4)}), 28)
+		n, err := network.New(ctx, append(opts,
+			network.WithLabels(map[string]string{label: run()}),
+			network.WithIPAM(&dockernet.IPAM{Config: []dockernet.IPAMConfig{{Subnet: subnet}}}),
+		)...)
 		if err == nil {
-			c.inner, c.next = inner, subnet.Masked().Addr().Next().Next() // the first is the engine's
-			return nil
+			return n, subnet, nil
 		}
-		c.inner = nil
-		if try == 5 {
-			return err
-		}
-		// Another network has got it first.
-		if c.inner, err = network.New(ctx, ours, network.WithInternal()); err != nil {
-			return err
+		if try == tries || !strings.Contains(strings.ToLower(err.Error()), "overlap") {
+			return nil, netip.Prefix{}, fmt.Errorf("a network for containers: %w", err)
 		}
 	}
 }
 
-// address returns one for another server, or none if the engine shall choose.
+// address returns one for another server, which keeps it whatever is done to it.
+// Else servers that were stopped may get each other's, which nodes of a cluster
+// that knew them do not sort out.
 func (c *containers) address() netip.Addr {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a := c.next
-	if a.IsValid() {
-		c.next = a.Next()
-	}
+	c.next = a.Next()
 	return a
 }
 
@@ -390,20 +376,18 @@ func (c *containers) endpoint(name string, port int) (endpoint, error) {
 }
 
 func (c *containers) start(ctx context.Context, s spec) (server, error) {
+	address := c.address()
 	opts := []testcontainers.ContainerCustomizer{
 		testcontainers.WithLogger(log.NewNoopLogger()),
 		testcontainers.WithEntrypoint(programPath(s.program)),
 		testcontainers.WithCmd(s.args...),
 		testcontainers.WithLabels(map[string]string{label: run()}),
 		network.WithNetwork([]string{s.name}, c.inner),
-	}
-	address := c.address()
-	if address.IsValid() {
-		opts = append(opts, testcontainers.WithEndpointSettingsModifier(func(networks map[string]*dockernet.EndpointSettings) {
+		testcontainers.WithEndpointSettingsModifier(func(networks map[string]*dockernet.EndpointSettings) {
 			if n := networks[c.inner.Name]; n != nil {
 				n.IPAMConfig = &dockernet.EndpointIPAMConfig{IPv4Address: address}
 			}
-		}))
+		}),
 	}
 	for name, content := range s.files {
 		opts = append(opts, testcontainers.WithFiles(testcontainers.ContainerFile{
@@ -446,11 +430,7 @@ func (c *containers) start(ctx context.Context, s spec) (server, error) {
 }
 
 func (c *containers) close(ctx context.Context) error {
-	var err error
-	if c.inner != nil {
-		err = c.inner.Remove(ctx)
-	}
-	return errors.Join(err, c.outer.Remove(ctx))
+	return errors.Join(c.inner.Remove(ctx), c.outer.Remove(ctx))
 }
 
 // container is one server. Its folder is the container's own, and stays until
@@ -459,7 +439,7 @@ type container struct {
 	engine   *engine
 	id, name string
 	inner    string     // the name of the network to other servers
-	kept     netip.Addr // there, if it is
+	kept     netip.Addr // its address there
 	networks [2]string  // the IDs, by link
 }
 
@@ -513,15 +493,12 @@ func (c *container) sever(ctx context.Context, l link) error {
 	return err
 }
 
-// mend gives the server its name and its published port again. Its address
-// within the network may be another one, unless they are kept.
+// mend gives the server its name, its address and its published port again.
 func (c *container) mend(ctx context.Context, l link) error {
 	var known dockernet.EndpointSettings
 	if l == toServers {
 		known.Aliases = []string{c.name}
-		if c.kept.IsValid() {
-			known.IPAMConfig = &dockernet.EndpointIPAMConfig{IPv4Address: c.kept}
-		}
+		known.IPAMConfig = &dockernet.EndpointIPAMConfig{IPv4Address: c.kept}
 	}
 	_, err := c.engine.NetworkConnect(ctx, c.networks[l], client.NetworkConnectOptions{Container: c.id, EndpointConfig: &known})
 	return err

@@ -125,6 +125,7 @@ func etcdPlaces() map[string][]EtcdOption {
 func TestEtcd(t *testing.T) {
 	for name, opts := range etcdPlaces() {
 		t.Run(name, func(t *testing.T) {
+			leavesNothing(t)
 			start := time.Now()
 			e := OwnEtcd(t, opts...)
 			if e.members == nil {
@@ -140,7 +141,6 @@ func TestEtcd(t *testing.T) {
 			x.get(0, "1")
 			// Whatever a test has left it in, it can be removed.
 			x.must(errors.Join(e.Pause(t.Context(), 0), e.Close(), e.Close()))
-			nothingLeft(t)
 		})
 	}
 }
@@ -152,6 +152,7 @@ func TestEtcdCluster(t *testing.T) {
 }
 
 func testEtcdCluster(t *testing.T, opts ...EtcdOption) {
+	leavesNothing(t)
 	start := time.Now()
 	e := OwnEtcd(t, append(opts, WithMembers(3))...)
 	if e.members == nil {
@@ -228,12 +229,12 @@ func testEtcdCluster(t *testing.T, opts ...EtcdOption) {
 	if err := errors.Join(e.Stop(ctx, 0), e.Pause(ctx, 1), e.Close()); err != nil {
 		t.Error(err)
 	}
-	nothingLeft(t)
 }
 
 func TestEtcdSecured(t *testing.T) {
 	for name, opts := range etcdPlaces() {
 		t.Run(name, func(t *testing.T) {
+			leavesNothing(t)
 			e := OwnEtcd(t, append(opts, WithTLS(), WithPassword(), WithEtcdFlags("--auth-token-ttl=2"))...)
 			x := onEtcd(t, e)
 			x.put(0, "1")
@@ -313,7 +314,6 @@ func TestEtcdSecured(t *testing.T) {
 			if _, err := os.Stat(cacert); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("the files are left behind: %v", err)
 			}
-			nothingLeft(t)
 		})
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/moby/client"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -44,6 +45,7 @@ func TestKubernetes(t *testing.T) {
 }
 
 func testKubernetes(t *testing.T, opts ...Option) {
+	leavesNothing(t)
 	start := time.Now()
 	k := OwnKubernetes(t, opts...)
 	if k.api == nil {
@@ -174,39 +176,55 @@ func testKubernetes(t *testing.T, opts ...Option) {
 	if err := errors.Join(k.Pause(ctx), k.Close()); err != nil {
 		t.Error(err)
 	}
-	nothingLeft(t)
 	if err := k.Close(); err != nil {
 		t.Errorf("the second time: %v", err)
 	}
 }
 
-// nothingLeft looks for what this process has made. With -count there may be
-// servers from the first round that are shared, which stay until the end.
-func nothingLeft(t *testing.T) {
+// leavesNothing has a test fail that leaves something behind. It is called first,
+// so that it looks last.
+func leavesNothing(t *testing.T) {
 	t.Helper()
-	shared.Lock()
-	sharing := shared.etcd.asked || shared.redis.asked
-	shared.Unlock()
-	if sharing {
-		return
-	}
-	if dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), label+"-"+run()+"_*")); len(dirs) > 0 {
-		t.Errorf("left behind: %s", dirs)
-	}
-	e, err := dockerEngine(t.Context())
-	if err != nil {
-		return
-	}
-	var left []string
-	_, err = e.sweep(t.Context(), func(r string) bool {
-		if r == run() {
-			left = append(left, r)
+	before := ours(t)
+	t.Cleanup(func() {
+		for what := range ours(t) {
+			if !before[what] {
+				t.Errorf("left behind: %s", what)
+			}
 		}
-		return false
 	})
-	if err != nil || len(left) > 0 {
-		t.Errorf("left behind in Docker: %d containers and networks; %v", len(left), err)
+}
+
+// ours is all that this process has made and not removed, such as servers that
+// tests share.
+func ours(t *testing.T) map[string]bool {
+	t.Helper()
+	all := make(map[string]bool)
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), label+"-"+run()+"_*"))
+	for _, dir := range dirs {
+		all[dir] = true
 	}
+	ctx := context.Background()
+	e, err := dockerEngine(ctx)
+	if err != nil {
+		return all
+	}
+	filters := make(client.Filters).Add("label", label+"="+run())
+	cs, err := e.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: filters})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range cs.Items {
+		all["container "+strings.Join(c.Names, ", ")] = true
+	}
+	ns, err := e.NetworkList(ctx, client.NetworkListOptions{Filters: filters})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range ns.Items {
+		all["network "+n.Name] = true
+	}
+	return all
 }
 
 func TestShared(t *testing.T) {

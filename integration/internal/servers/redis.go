@@ -307,11 +307,6 @@ func startRedis(ctx context.Context, f *found, o redisOptions) (_ *Redis, err er
 	if o.cluster {
 		size = 3
 	}
-	if c, ok := r.place.(*containers); ok && size > 1 {
-		if err := c.keepAddresses(ctx); err != nil {
-			return nil, err
-		}
-	}
 	nodes, err := several("redis", size)
 	if err != nil {
 		return nil, err

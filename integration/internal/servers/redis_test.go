@@ -97,6 +97,7 @@ func (x *redisTest) universal() goredis.UniversalClient {
 }
 
 func TestRedis(t *testing.T) {
+	leavesNothing(t)
 	t.Run("all", func(t *testing.T) {
 		for _, test := range []struct {
 			name string
@@ -131,7 +132,6 @@ func TestRedis(t *testing.T) {
 			x.checkSentinelURL()
 		})
 	})
-	nothingLeft(t)
 }
 
 func testRedis(t *testing.T, opts ...RedisOption) {
@@ -455,6 +455,7 @@ func testRedisSecured(t *testing.T, opts ...RedisOption) {
 
 // What was found here can be given to others.
 func TestRedisGiven(t *testing.T) {
+	leavesNothing(t)
 	x := onRedis(t, RedisWithTLS(), RedisWithPassword(), RedisAsProcesses())
 	x.set(0, "1")
 	cacert, cert, key := x.Files()
@@ -491,7 +492,6 @@ func TestRedisGiven(t *testing.T) {
 		}
 	}
 	x.must(x.Close())
-	nothingLeft(t)
 }
 
 func TestOlder(t *testing.T) {

@@ -8,9 +8,6 @@ import (
 	"testing"
 )
 
-// The tests of this file come after those that look for what is left behind, as
-// shared servers stay until the end.
-
 func TestSharedEtcd(t *testing.T) {
 	e, cluster := SharedEtcd(t), SharedEtcdCluster(t)
 	if e != SharedEtcd(t) || cluster != SharedEtcdCluster(t) {
